@@ -1,0 +1,71 @@
+"""Which kind stands for which class: the built-in ones, and those that plug-ins offer as entry points.
+
+Nothing is imported until a kind is asked for, so a flow pays for the modules that it uses.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from collections.abc import Iterator
+from typing import Any
+
+from furcula.errors import ConfigurationError, nearest
+
+__all__ = ["BUILT_IN", "ENTRY_POINTS", "kinds", "resolve"]
+
+#: The group under which an installed package offers modules: `[project.entry-points."furcula.modules"]`.
+ENTRY_POINTS = "furcula.modules"
+
+#: kind -> `package.module:Class`
+BUILT_IN: dict[str, str] = {
+    "count": "furcula.modules.plain:Count",
+    "cron": "furcula.modules.timing:Cron",
+    "file.read": "furcula.modules.file:FileRead",
+    "file.write": "furcula.modules.file:FileWrite",
+    "generate": "furcula.modules.timing:Generate",
+    "inlet": "furcula.modules.plain:Inlet",
+    "interval": "furcula.modules.timing:Interval",
+    "log": "furcula.modules.plain:Log",
+    "match": "furcula.modules.match:Match",
+    "modify": "furcula.modules.modify:Modify",
+    "null": "furcula.modules.plain:Null",
+    "stdin": "furcula.modules.standard:Stdin",
+    "stdout": "furcula.modules.standard:Stdout",
+    "syslog.listen": "furcula.modules.syslog:SyslogListen",
+    "tcp.listen": "furcula.modules.tcp:TcpListen",
+    "tcp.send": "furcula.modules.tcp:TcpSend",
+    "template": "furcula.modules.template:Template",
+    "udp.listen": "furcula.modules.udp:UdpListen",
+    "udp.send": "furcula.modules.udp:UdpSend",
+}
+
+
+def _plug_ins() -> Iterator[importlib.metadata.EntryPoint]:
+    return iter(importlib.metadata.entry_points(group=ENTRY_POINTS))
+
+
+def kinds() -> dict[str, str]:
+    """Every known kind and where it comes from. A plug-in cannot take the name of a built-in kind."""
+    return {**{point.name: point.value for point in _plug_ins()}, **BUILT_IN}
+
+
+def resolve(kind: str) -> Any:
+    """The class (or function) that a kind stands for.
+
+    Raises:
+        ConfigurationError: There is no such kind (with the nearest one), or a plug-in cannot be loaded.
+    """
+    where = BUILT_IN.get(kind)
+    if where is not None:
+        module, _, name = where.partition(":")
+        return getattr(importlib.import_module(module), name)
+    for point in _plug_ins():
+        if point.name == kind:
+            try:
+                return point.load()
+            except Exception as error:
+                raise ConfigurationError(
+                    f"the plug-in for {kind!r} ({point.value}) cannot be loaded: {type(error).__name__}: {error}"
+                ) from error
+    raise ConfigurationError(f"there is no kind of module {kind!r}{nearest(kind, kinds())}")

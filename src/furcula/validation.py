@@ -1,0 +1,211 @@
+"""What is wrong with a flow, found without running it. Every problem names its module, port or route."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from furcula.errors import Problem, nearest
+from furcula.graph import EXCEPTION_PORTS, Edge, Place, Route, components, edges, sink_side
+from furcula.module import Handling, types_meet
+
+__all__ = ["problems", "warnings"]
+
+
+def problems(
+    places: Mapping[str, Place], routes: Sequence[Route], *, dead_letter: str | None = None, ttl: int | None = None
+) -> list[Problem]:
+    """Everything for which the flow must not start."""
+    found: list[Problem] = []
+    if not places:
+        found.append(Problem("the flow has no modules", "modules"))
+    if dead_letter is not None and dead_letter not in places:
+        found.append(Problem(f"there is no module {dead_letter!r}{nearest(dead_letter, places)}", "dead_letter"))
+    for index, route in enumerate(routes):
+        found += _route_problems(places, route, f"routes[{index}]")
+    seen: dict[tuple[str, str, str, str], int] = {}
+    for index, route in enumerate(routes):
+        first = seen.setdefault((route.source, route.outbox, route.target, route.inbox), index)
+        if first != index:
+            found.append(
+                Problem(f"{route}: the same route stands at routes[{first}]", f"routes[{index}]", route.location)
+            )
+    for place in places.values():
+        found += _option_problems(place)
+    arrows = edges(places, routes, dead_letter)
+    found += _reach_problems(places, routes, arrows, dead_letter)
+    found += _cycle_problems(places, arrows, ttl)
+    return found
+
+
+def warnings(places: Mapping[str, Place], routes: Sequence[Route]) -> list[Problem]:
+    """What a user should know before the flow starts, and may have meant."""
+    found = []
+    connected = {(route.source, route.outbox) for route in routes}
+    for place in places.values():
+        declared = [port for port in place.outboxes or () if port not in EXCEPTION_PORTS]
+        missing = [port for port in declared if (place.name, port) not in connected and port not in place.optional]
+        if missing and len(missing) < len(declared):
+            for port in missing:
+                found.append(
+                    Problem(
+                        f"nobody is connected to {place.name}.{port}: what is sent there is dropped and counted",
+                        f"modules.{place.name}",
+                        place.location,
+                    )
+                )
+        if place.is_source and not any(source == place.name for source, _ in connected):
+            found.append(
+                Problem(f"nobody is connected to the source {place.name}", f"modules.{place.name}", place.location)
+            )
+    return found
+
+
+def _route_problems(places: Mapping[str, Place], route: Route, path: str) -> list[Problem]:
+    found = []
+    source, target = places.get(route.source), places.get(route.target)
+    for name, place in ((route.source, source), (route.target, target)):
+        if place is None:
+            found.append(Problem(f"{route}: there is no module {name!r}{nearest(name, places)}", path, route.location))
+    if source is not None and source.outboxes is not None:
+        known = {*source.outboxes, "failed", "expired"}
+        if source.is_source:
+            known.add("invalid")
+        if route.outbox not in known:
+            found.append(
+                Problem(
+                    f"{route}: {source.name} has no outbox {route.outbox!r}{nearest(route.outbox, known)}",
+                    path,
+                    route.location,
+                )
+            )
+    if target is not None:
+        if target.is_source and not target.inboxes:
+            found.append(Problem(f"{route}: {target.name} is a source and has no inbox", path, route.location))
+        elif route.inbox not in target.inboxes:
+            found.append(
+                Problem(
+                    f"{route}: {target.name} has no inbox {route.inbox!r}"
+                    f"{nearest(route.inbox, target.inboxes) or '; it has ' + ', '.join(target.inboxes)}",
+                    path,
+                    route.location,
+                )
+            )
+    if source is not None and target is not None and route.outbox not in EXCEPTION_PORTS:
+        given, taken = _handling(source), _handling(target)
+        if given and taken and not target.options.join and not types_meet(given.output_type, taken.input_type):
+            found.append(
+                Problem(
+                    f"{route}: {source.name} gives {_type_name(given.output_type)} "
+                    f"and {target.name} takes {_type_name(taken.input_type)}",
+                    path,
+                    route.location,
+                )
+            )
+    if route.overflow is not None and route.queue is None and route.branch == "required":
+        found.append(Problem(f"{route}: overflow needs a queue on the route", path, route.location))
+    if route.queue is not None and route.queue < 1:
+        found.append(Problem(f"{route}: queue must be 1 or more", path, route.location))
+    if route.ttl is not None and route.ttl < 1:
+        found.append(Problem(f"{route}: ttl must be 1 or more", path, route.location))
+    return found
+
+
+def _handling(place: Place) -> Handling | None:
+    return place.handling
+
+
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+
+
+def _option_problems(place: Place) -> list[Problem]:
+    options, handling = place.options, place.handling
+    found: list[Problem] = []
+
+    def wrong(option: str, message: str) -> None:
+        found.append(Problem(f"{place.name} {message}", f"modules.{place.name}.{option}", place.location))
+
+    waits = handling is None or handling.waits
+    if options.timeout is not None and not options.thread and not waits:
+        wrong("timeout", "is a plain function and cannot be interrupted: a timeout needs a coroutine, or thread: true")
+    if options.thread and handling is not None and handling.waits:
+        wrong("thread", "is a coroutine; thread: true is for functions that block")
+    if options.concurrency > 1 and not options.thread and not waits and not place.is_source:
+        wrong(
+            "concurrency",
+            "is a plain function and never waits: concurrency above 1 needs a coroutine, or thread: true",
+        )
+    if options.join and len(place.inboxes) < 2:
+        wrong("inboxes", "joins and needs two inboxes or more")
+    if options.join and options.key is not None:
+        wrong("key", "joins: events are paired by lineage, and it takes no key")
+    if place.is_source and not place.inboxes:
+        for option in ("key", "retry", "timeout", "join"):
+            if getattr(options, option):
+                wrong(option, f"is a source; {option} is for modules with an inbox")
+    if handling is not None and handling.receives == "events":
+        for option in ("key", "join", "thread"):
+            if getattr(options, option):
+                wrong(option, f"takes whole batches; {option} is for single events")
+    return found
+
+
+def _reach_problems(
+    places: Mapping[str, Place], routes: Sequence[Route], arrows: Sequence[Edge], dead_letter: str | None
+) -> list[Problem]:
+    sources = [name for name, place in places.items() if place.is_source]
+    fed = {(route.target, route.inbox) for route in routes}
+    found = []
+    unfed: set[str] = set()
+    for name, place in places.items():
+        if name == dead_letter or place.is_source:
+            continue
+        missing = [inbox for inbox in place.inboxes if (name, inbox) not in fed]
+        everything = len(missing) == len(place.inboxes)
+        if everything and not sources:
+            continue  # a flow without sources is entered from outside, where nobody else feeds it
+        if everything:
+            unfed.add(name)
+            found.append(Problem(f"nobody feeds {name}: no route leads to it", f"modules.{name}", place.location))
+        elif place.options.join:
+            for inbox in missing:
+                found.append(
+                    Problem(f"nobody feeds {name}.{inbox}, so it could never join", f"modules.{name}", place.location)
+                )
+    if sources:
+        reached = set(sources)
+        frontier = list(sources)
+        while frontier:
+            node = frontier.pop()
+            for edge in arrows:
+                if edge.source == node and edge.target not in reached:
+                    reached.add(edge.target)
+                    frontier.append(edge.target)
+        for name, place in places.items():
+            if name not in reached and name not in unfed:
+                found.append(Problem(f"no source reaches {name}", f"modules.{name}", place.location))
+    return found
+
+
+def _cycle_problems(places: Mapping[str, Place], arrows: Sequence[Edge], ttl: int | None) -> list[Problem]:
+    if ttl is not None:
+        return []
+    # A route with a ttl limits every cycle through it, so what is left must have none.
+    endless = [edge for edge in arrows if edge.route is not None and edge.route.ttl is None]
+    nodes = [*places, *(sink_side(name) for name, place in places.items() if place.is_source)]
+    found = []
+    for component in components(nodes, [(edge.source, edge.target) for edge in endless]):
+        inside = [edge for edge in endless if edge.source in component and edge.target in component]
+        if inside:
+            first = inside[-1].route
+            names = " -> ".join([*component, component[0]])
+            found.append(
+                Problem(
+                    f"the cycle {names} has no limit: give the route back a ttl (how many turns an event may make), "
+                    "or the whole flow one",
+                    "routes",
+                    first.location if first else "",
+                )
+            )
+    return found
