@@ -18,6 +18,7 @@ __all__ = [
     "Abandoned",
     "CircuitOpen",
     "ConfigurationError",
+    "DeadlinePassed",
     "DeliveryError",
     "Expired",
     "FurculaError",
@@ -33,6 +34,7 @@ __all__ = [
     "SourceFailed",
     "StartFailed",
     "Stopped",
+    "Unanswered",
     "nearest",
 ]
 
@@ -147,6 +149,27 @@ class Late(DeliveryError):
     """An event came to an aggregation after its siblings had been given up."""
 
     retryable = False
+
+
+class Unanswered(DeliveryError):
+    """A request was settled, and no event of it came back to who asked.
+
+    Attributes:
+        fate: What became of it: `delivered`, `dropped` or `failed`.
+        reason: Why it was dropped, or the name of the error it failed with.
+        failure: The Failure, where there is one.
+    """
+
+    def __init__(self, fate: str, reason: str = "", failure: Any = None):
+        self.fate = fate
+        self.reason = reason
+        self.failure = failure
+        more = f" ({failure.type}: {failure.message})" if failure is not None else (f" ({reason})" if reason else "")
+        super().__init__(f"the request was {fate}{more}, and nothing came back")
+
+
+class DeadlinePassed(DeliveryError, TimeoutError):
+    """No answer to a request came in time. Its events go on until they are settled."""
 
 
 class Stopped(FurculaError):

@@ -169,7 +169,7 @@ def describe(call: Callable[..., Any], role: Role = "module") -> Handling:
     """
     target: Any = call
     if not (inspect.isroutine(target) or isinstance(target, functools.partial | type)):
-        target = call.__call__  # an instance that can be called
+        target = getattr(call, "__call__")  # noqa: B004, B009 -- an instance that can be called
     plain = target
     while isinstance(plain, functools.partial):
         plain = plain.func

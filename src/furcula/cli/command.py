@@ -1,0 +1,108 @@
+"""What all commands share: how they log, and how they tell a mistake without a traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from typing import Any, TextIO
+
+import click
+
+from furcula.errors import ConfigurationError, FurculaError
+
+__all__ = ["FAILED", "INTERRUPTED", "REFUSED", "Command", "Told", "say"]
+
+#: Exit codes. They are part of the interface: scripts rely on them.
+FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+_LEVELS = ("debug", "info", "warning", "error")
+
+
+def say(text: str) -> None:
+    """Print to stderr, where everything goes that is not the product of a command."""
+    click.echo(text, err=True)
+
+
+class Told(click.ClickException):
+    """A mistake in the words that are shown, and the exit code that goes with it."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+    def show(self, file: Any = None) -> None:
+        if self.message:
+            click.echo(self.message, file=file, err=file is None)
+
+
+class Command(click.Command):
+    """A command with `--log-level` and `--traceback`, whose errors are told in a line or two."""
+
+    def __init__(self, *args: Any, **settings: Any):
+        super().__init__(*args, **settings)
+        levels = click.Choice(_LEVELS, case_sensitive=False)
+        self.params += [
+            click.Option(["--log-level"], type=levels, default="warning", help="What to log on stderr."),
+            click.Option(["-v", "--traceback"], is_flag=True, help="Show the traceback of an error."),
+        ]
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with_traceback = ctx.params.pop("traceback")
+        _log_to_stderr(ctx.params.pop("log_level"))
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            raise Told("", INTERRUPTED) from None
+        except Exception as error:
+            if with_traceback:
+                say("".join(traceback.format_exception(error)).rstrip())
+            raise _told(error) from None
+
+
+def _told(error: Exception) -> Told:
+    if isinstance(error, ConfigurationError):
+        return Told(str(error), REFUSED)
+    if isinstance(error, FurculaError):
+        return Told(f"{error}\n--traceback shows where it was raised", FAILED)
+    return Told(f"{type(error).__name__}: {error}\n--traceback shows where it was raised", FAILED)
+
+
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to whatever `sys.stderr` is at the time: the live table puts itself there."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        pass
+
+
+class _Line(logging.Formatter):
+    """`12:30:01 WARNING orders/price: …`, with the flow and the module where the record has them."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        flow, place = getattr(record, "flow", ""), getattr(record, "place", "")
+        where = "/".join(part for part in (flow, place) if part) or record.name
+        time = self.formatTime(record, "%H:%M:%S")
+        text = f"{time} {record.levelname} {where}: {record.getMessage()}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+def _log_to_stderr(level: str) -> None:
+    logger = logging.getLogger("furcula")
+    logger.setLevel(level.upper())
+    if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
+        handler = _Stderr()
+        handler.setFormatter(_Line())
+        logger.addHandler(handler)
+        logger.propagate = False

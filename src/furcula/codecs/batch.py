@@ -1,0 +1,94 @@
+"""A batch of events as bytes: what crosses between processes and waits in stores.
+
+The first byte is the version, the rest one MessagePack array of `Event.to_wire` dicts. They are decoded into typed
+structs in one call, which takes a third of the time that looking at each dict does, and checks what a peer sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from furcula.codecs.codec import Msgpack, nested_too_deeply
+from furcula.errors import InputError
+from furcula.event import Event, Failure
+
+__all__ = ["MAX_BATCH", "VERSION", "decode_events", "encode_events"]
+
+VERSION = 1
+#: Bytes that a batch may have.
+MAX_BATCH = 64_000_000
+
+
+class _Wire(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    data: Any
+    headers: dict[str, Any] = {}
+    id: str | None = None
+    parent: str | None = None
+    created: float = 0.0
+    key: Any = None
+    ttl: int | None = None
+    tags: frozenset[str] = frozenset()
+    failures: tuple[Failure, ...] = ()
+
+
+_codec = Msgpack()
+_decode = msgspec.msgpack.Decoder(list[_Wire]).decode
+_HEAD = bytes([VERSION])
+
+
+def encode_events(events: Sequence[Event[Any]]) -> bytes:
+    """The batch as one frame. Identity, failures and tags are kept; `scratch` and receipts stay here.
+
+    Raises:
+        ValueError: Something in it cannot be said in MessagePack; the message names the type and where it stands.
+    """
+    return _HEAD + _codec.encode([event.to_wire() for event in events])
+
+
+def decode_events(raw: bytes, *, max_size: int = MAX_BATCH) -> list[Event[Any]]:
+    """The events of a frame made by `encode_events`.
+
+    Raises:
+        InputError: It is no such frame, or larger than `max_size`. Whatever the bytes are, nothing else is raised.
+    """
+    if len(raw) > max_size:
+        raise InputError(f"a batch of {len(raw)} bytes; the limit is {max_size}")
+    if raw[:1] != _HEAD:
+        raise InputError(f"a batch begins with the version {VERSION}, not with {raw[:1]!r}")
+    try:
+        wires = _decode(memoryview(raw)[1:])
+        events = [
+            Event(
+                wire.data,
+                wire.headers,
+                None,
+                _hashable(wire.key) if type(wire.key) in (list, dict) else wire.key,
+                wire.parent,
+                wire.ttl,
+                wire.tags,
+                wire.failures,
+                None,
+                wire.created,
+                wire.id,
+            )
+            for wire in wires
+        ]
+    except RecursionError:
+        raise InputError("the batch is nested too deeply") from None
+    except (ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise InputError(f"the batch is malformed: {error}") from None
+    if nested_too_deeply([wire.data for wire in wires]) or nested_too_deeply([wire.headers for wire in wires]):
+        raise InputError("the batch is nested too deeply")
+    return events
+
+
+def _hashable(key: Any) -> Any:
+    """A key as it was before MessagePack made its tuples lists."""
+    if isinstance(key, list):
+        return tuple([_hashable(part) for part in key])
+    if isinstance(key, dict):
+        raise ValueError("an event's key must be hashable, not a dict")
+    return key

@@ -1,0 +1,149 @@
+"""`package.module:name` in a flow file: the function, class or other thing of that name.
+
+Functions come from the flow file's folder or from what is installed. The folder stands on the import path only while
+names are looked up, after the standard library and before installed packages: a `json.py` beside the flow can never
+take the place of Python's. Modules stay imported, as Python wants it, so a function that imports a neighbour only when
+it is called does not find it any more: import at the top of the file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from furcula.errors import ConfigurationError, nearest
+
+__all__ = ["find", "importable", "is_name", "name_of"]
+
+_NAME = re.compile(r"([A-Za-z_][\w]*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)")
+
+
+def is_name(text: str) -> bool:
+    """Has `text` the form `package.module:name`?"""
+    return _NAME.fullmatch(text) is not None
+
+
+@contextmanager
+def importable(folder: Path | None) -> Iterator[None]:
+    """Make the Python modules of `folder` importable inside the block."""
+    if folder is None:
+        yield
+        return
+    entry = str(folder.resolve())
+    hidden = _hide_strangers(folder.resolve())
+    added = entry not in sys.path
+    if added:
+        installed = (i for i, path in enumerate(sys.path) if re.search(r"\b(site|dist)-packages\b", path))
+        sys.path.insert(next(installed, len(sys.path)), entry)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        if added and entry in sys.path:
+            sys.path.remove(entry)
+        for name, module in hidden.items():
+            sys.modules[name] = module
+
+
+def _hide_strangers(folder: Path) -> dict[str, ModuleType]:
+    """Take out modules of other folders that have the name of one in `folder`, so that two flows may have one each.
+
+    Only plain scripts' modules are meant: the standard library and installed packages are left alone.
+    """
+    hidden: dict[str, ModuleType] = {}
+    own = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    for name in own - sys.stdlib_module_names - {"furcula", "__main__", "conftest"}:
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if file is None or Path(file).resolve().is_relative_to(folder) or "-packages" in file:
+            continue
+        for loaded in [other for other in sys.modules if other == name or other.startswith(f"{name}.")]:
+            hidden[loaded] = sys.modules.pop(loaded)
+    return hidden
+
+
+def find(text: str, folder: Path | None) -> Any:
+    """What `package.module:name` names. Call inside `importable(folder)`.
+
+    Raises:
+        ConfigurationError: There is no such module or name (with the nearest one), or the module cannot be imported;
+            then the message has the line of the module where it failed.
+    """
+    match = _NAME.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"{text!r} is not the name of a function; write package.module:name")
+    module_name, attribute = match.groups()
+    found: Any = _import(module_name, folder)
+    walked = module_name
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            hint = nearest(part, (name for name in dir(found) if not name.startswith("__")))
+            if (
+                folder is not None
+                and module_name in sys.stdlib_module_names
+                and (folder / f"{module_name}.py").exists()
+            ):
+                hint = f"; {module_name} is Python's own, so rename {folder / module_name}.py"
+            raise ConfigurationError(f"{walked} has no {part!r}{hint}") from None
+        walked += f".{part}"
+    return found
+
+
+def _import(name: str, folder: Path | None) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+            beside = _modules_in(folder)
+            where = f"beside the flow ({folder})" if folder is not None else "on the import path"
+            raise ConfigurationError(
+                f"there is no Python module {error.name!r} {where} or among the installed packages"
+                f"{nearest(name, beside)}"
+            ) from error
+        raise ConfigurationError(_blame(name, error, folder)) from error
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(_blame(name, error, folder)) from error
+
+
+def _modules_in(folder: Path | None) -> list[str]:
+    if folder is None:
+        return []
+    top = [path.stem for path in folder.glob("*.py")]
+    return top + [".".join(path.relative_to(folder).with_suffix("").parts) for path in folder.glob("*/*.py")]
+
+
+def _blame(name: str, error: BaseException, folder: Path | None) -> str:
+    """Where importing failed: the deepest line that is the user's own, else the deepest of all."""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f"{error.filename}:{error.lineno}"
+        return f"{name} cannot be imported: {place}: {type(error).__name__}: {error.msg}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    frames = [frame for frame in frames if frame.filename not in (__file__, importlib.__file__)]
+    own = [frame for frame in frames if folder is not None and Path(frame.filename).is_relative_to(folder.resolve())]
+    place = "".join(f"{frame.filename}:{frame.lineno}: " for frame in (own or frames)[-1:])
+    text = str(error) if not isinstance(error, SystemExit) else f"exit({error.code})"
+    return f"{name} cannot be imported: {place}{type(error).__name__}: {text}"
+
+
+def name_of(subject: Any) -> str | None:
+    """`package.module:name` by which `subject` can be found again, or None."""
+    module, qualname = getattr(subject, "__module__", None), getattr(subject, "__qualname__", None)
+    if not isinstance(module, str) or not isinstance(qualname, str) or module == "__main__":
+        return None
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    # A decorated function's name stands for its place in the flow that decorated it.
+    if found is subject or getattr(found, "subject", None) is subject:
+        return f"{module}:{qualname}"
+    return None

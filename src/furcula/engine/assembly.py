@@ -1,0 +1,406 @@
+"""Builds what runs from a flow and its plan: steps, queues and the links between them."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from furcula.engine.attempts import BreakerState, is_stop, retrying, single
+from furcula.engine.batches import BatchPool
+from furcula.engine.counters import BATCH_LIMIT, Counters, TimeSlice
+from furcula.engine.cycles import BackEdge, Region
+from furcula.engine.join import Join, JoinInbox
+from furcula.engine.outcome import Failed, Outcomes
+from furcula.engine.outlets import Batch, BestEffort, Consumer, Fanout, Link, Outlet
+from furcula.engine.plan import CYCLE_LIMIT, ModulePlan, Plan, RoutePlan
+from furcula.engine.pool import Pool
+from furcula.engine.queue import QueueStep
+from furcula.engine.sources import Entrance
+from furcula.engine.steps import CAUGHT, converter, snapshot, sync_step
+from furcula.errors import ConfigurationError, Problem, StartFailed
+from furcula.event import Event
+from furcula.flow import FlowGraph
+from furcula.graph import EXCEPTION_PORTS, Place, Route
+from furcula.module import Handling, Source, describe
+from furcula.receipt import Origin
+
+__all__ = ["Assembly", "ModuleRun"]
+
+
+class ModuleRun:
+    """One module as it runs.
+
+    Attributes:
+        instance: The object of a class module, else None.
+        entrance: Where it admits, if it is a source.
+        entries: By inbox, what takes events.
+        steps: What holds events for it: its step, its queue, queues of the routes that lead to it.
+        join: Its join, if it has one.
+    """
+
+    def __init__(self, place: Place, plan: ModulePlan):
+        self.name = place.name
+        self.place = place
+        self.plan = plan
+        self.counters = Counters()
+        self.outcomes: Outcomes
+        #: What becomes of events that arrive at an inbox; the same as `outcomes`, but for a source that is also a sink.
+        self.arrivals: Outcomes
+        self.instance: Any = None
+        self.entrance: Entrance | None = None
+        self.emission: Entrance | None = None
+        self.entries: dict[str, Any] = {}
+        self.steps: list[Any] = []
+        self.workers: list[QueueStep | Pool] = []
+        self.join: Join | None = None
+        self.executor: ThreadPoolExecutor | None = None
+        self.links: list[Link] = []
+        self.paused = False
+
+    def idle(self) -> bool:
+        return all(step.idle() for step in self.steps)
+
+    @property
+    def depth(self) -> int:
+        return sum(worker.depth for worker in self.workers)
+
+    def abandon(self) -> int:
+        held = 0
+        for step in self.steps:
+            held += step.abandon()
+        if self.join is not None:
+            held += self.join.abandon()
+        return held
+
+
+class Assembly:
+    """All parts of one run.
+
+    Args:
+        replace: Instead of building a route's consumer here, ask this function for it; None from it: build it here.
+            For routes that are cut through a transport.
+    """
+
+    def __init__(
+        self,
+        flow: FlowGraph,
+        plan: Plan,
+        *,
+        time_slice: TimeSlice,
+        now: Callable[[], float],
+        monotonic: Callable[[], float],
+        batch_limit: int = BATCH_LIMIT,
+        replace: Callable[[Route, Any, ModuleRun], Consumer | None] | None = None,
+    ):
+        self.flow = flow
+        self.plan = plan
+        self.origins: dict[str, Origin] = {}
+        self.regions = [Region(CYCLE_LIMIT) for _ in plan.regions]
+        self.modules: dict[str, ModuleRun] = {}
+        self._slice = time_slice
+        self._now = now
+        self._monotonic = monotonic
+        self._batch_limit = batch_limit
+        self._replace = replace
+        for name, place in flow.places.items():
+            self.modules[name] = self._module(place, plan.modules[name])
+        self._connect()
+
+    def origin(self, name: str) -> Origin:
+        return self.origins.setdefault(name, Origin(name))
+
+    # ------------------------------------------------------------------ modules
+
+    def _module(self, place: Place, plan: ModulePlan) -> ModuleRun:
+        run = ModuleRun(place, plan)
+        subject = place.subject
+        if isinstance(subject, type):
+            try:
+                run.instance = subject(**place.bound)
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    [Problem(p.message, f"modules.{place.name}.with", place.location) for p in error.problems]
+                ) from error
+            except (TypeError, ValueError) as error:
+                raise ConfigurationError([Problem(str(error), f"modules.{place.name}.with", place.location)]) from error
+            except Exception as error:
+                raise StartFailed(f"{place.name} could not be made: {type(error).__name__}: {error}") from error
+        elif isinstance(subject, Source):
+            run.instance = subject
+        handlings = self._handlings(place, run.instance)
+        main = handlings.get("inbox") or next(iter(handlings.values()), None)
+        run.outcomes = run.arrivals = Outcomes(
+            place.name,
+            run.counters,
+            declared=place.outboxes,
+            takes_data=main is not None and main.receives == "data",
+            none_is_data=main is not None and main.role == "map",
+            must_answer=main is not None and main.must_answer,
+        )
+        if place.is_source:
+            run.arrivals = Outcomes(place.name, run.counters, answers=True)
+            run.entrance = Entrance(place.name, self.origin(place.name), run.outcomes, self._now)
+        elif run.instance is not None:
+            run.emission = Entrance(place.name, Origin(place.name), run.outcomes, self._now)
+        if plan.region is not None:
+            self.regions[plan.region].members.append(run.counters)
+        entries: dict[int, Any] = {}
+        for inbox, handling in handlings.items():
+            key = id(handling)
+            if key not in entries:
+                entries[key] = self._entry(run, handling)
+            run.entries[inbox] = entries[key]
+        if place.options.join:
+            entry = next(iter(run.entries.values()))
+            run.join = Join(place.inboxes, run.arrivals, entry.accept, float(place.options.join_timeout))
+            run.entries = {inbox: JoinInbox(run.join, inbox) for inbox in place.inboxes}
+        return run
+
+    def _handlings(self, place: Place, instance: Any) -> dict[str, Handling]:
+        """How each inbox is handled. Inboxes handled alike share one handling, and so one queue."""
+        if instance is None:
+            return dict.fromkeys(place.inboxes, place.handling) if place.handling and place.inboxes else {}
+        found: dict[str, Handling] = {}
+        usual: Handling | None = None
+        for inbox in place.inboxes:
+            own = getattr(instance, f"process_{inbox}", None)
+            if own is not None and inbox not in ("batch",):
+                found[inbox] = describe(own)
+                continue
+            if usual is None:
+                usual = self._usual_handling(place, instance)
+            found[inbox] = usual
+        return found
+
+    @staticmethod
+    def _usual_handling(place: Place, instance: Any) -> Handling:
+        batch = getattr(instance, "process_batch", None)
+        if batch is not None:
+            described = describe(batch)
+            return Handling(batch, described.shape, "events", output_type=described.output_type)
+        choose = getattr(instance, "choose", None)
+        if choose is not None:
+            return describe(choose, "choose")
+        process = getattr(instance, "process", None)
+        if process is None:
+            process = types.MethodType(lambda self, event: event, instance)
+        return describe(process, place.role)
+
+    def _entry(self, run: ModuleRun, handling: Handling) -> Any:
+        options, plan = run.place.options, run.plan
+        keep = options.keep == "original"
+        if plan.way != "pool" and not handling.waits:
+            step = sync_step(handling, run.arrivals, keep_original=keep)
+            run.steps.append(step)
+            if plan.way != "queue":
+                return step
+            return self._queue(run, step.accept, size=plan.size, overflow=options.overflow)
+        return self._pool(run, handling)
+
+    def _pool(self, run: ModuleRun, handling: Handling) -> Any:
+        options, plan, outcomes = run.place.options, run.plan, run.arrivals
+        if handling.receives == "events":
+            return self._batch_pool(run, handling)
+        if options.thread:
+            run.executor = ThreadPoolExecutor(options.concurrency, thread_name_prefix=f"furcula {run.name}")
+        attempt = single(handling, converter(handling.input_type), run.executor)
+        outcomes._takes_data = False  # the attempt has put the data into the event
+        pool: Pool | None = None
+        handle: Any = attempt
+        timeout_s = float(options.timeout) if options.timeout is not None else None
+        if timeout_s is not None:
+            attempt = self._limited(lambda: pool, attempt, copies=options.thread)
+            handle = attempt
+        if options.keep == "original" and options.retry is None:
+            handle = _keeping(handle)
+        if options.retry is not None:
+            retry = options.retry
+            breaker = BreakerState(retry.breaker, run.name, self._monotonic) if retry.breaker else None
+
+            def retried() -> None:
+                run.counters.retried += 1
+
+            def park(event: Event[Any], delay_s: float) -> Any:
+                assert pool is not None
+                return pool.park(event, delay_s)
+
+            handle = retrying(attempt, retry, breaker, retried, park if options.key is not None else None)
+        pool = Pool(
+            handle,
+            outcomes,
+            self._slice,
+            concurrency=options.concurrency,
+            ordered=options.order == "kept",
+            key=_key_function(options.key),
+            timeout_s=timeout_s,
+            in_thread=options.thread,
+            isolate_context=options.isolate_context,
+            size=plan.size,
+            overflow=options.overflow,
+            batch_limit=self._batch_limit,
+        )
+        pool.after = self._after(plan.region)
+        run.steps.append(pool)
+        run.workers.append(pool)
+        return pool
+
+    def _batch_pool(self, run: ModuleRun, handling: Handling) -> Any:
+        pool = BatchPool(
+            handling.call,
+            run.arrivals,
+            self._slice,
+            options=run.place.options,
+            waits=handling.waits,
+            size=run.plan.size,
+            batch_limit=self._batch_limit,
+        )
+        pool.after = self._after(run.plan.region)
+        run.steps.append(pool)
+        run.workers.append(pool)
+        return pool
+
+    @staticmethod
+    def _limited(pool: Callable[[], Pool | None], attempt: Any, *, copies: bool) -> Any:
+        """`attempt` under the pool's time limit. What runs in a thread works on a copy: it may outlive its event."""
+        made: list[Any] = []
+
+        async def on_copy(event: Event[Any]) -> Any:
+            copy = event.duplicate(None)
+            answer = await attempt(copy)
+            if answer is copy:
+                event.data, event.headers, event.tags, event.key = copy.data, copy.headers, copy.tags, copy.key
+                return event
+            return answer
+
+        async def handle(event: Event[Any]) -> Any:
+            if not made:
+                owner = pool()
+                assert owner is not None
+                made.append(owner.limited(on_copy if copies else attempt))
+            return await made[0](event)
+
+        return handle
+
+    # ------------------------------------------------------------------ queues and routes
+
+    def _queue(self, run: ModuleRun, target: Callable[[Batch], Awaitable[None] | None], **rest: Any) -> QueueStep:
+        name = rest.pop("name", run.name)
+        queue = QueueStep(name, target, run.arrivals, self._slice, batch_limit=self._batch_limit, **rest)
+        queue.after = self._after(run.plan.region)
+        run.steps.append(queue)
+        run.workers.append(queue)
+        return queue
+
+    def _after(self, region: int | None) -> Callable[[], None] | None:
+        return None if region is None else self.regions[region].changed
+
+    def _connect(self) -> None:
+        links: dict[str, dict[str, list[Link | BestEffort]]] = {name: {} for name in self.modules}
+        dead: dict[str, Consumer] = {}
+        for planned in self.plan.routes:
+            if planned.route is None:
+                target = self.modules[planned.target]
+                consumer = self._consumer(planned, target, "inbox", f"{planned.source} failures")
+                link = Link(f"{planned.source} (dead letter) -> {planned.target}", consumer)
+                self.modules[planned.source].links.append(link)
+                dead[planned.source] = link
+                continue
+            route = planned.route
+            target = self.modules[route.target]
+            consumer = self._consumer(planned, target, route.inbox, str(route))
+            link = Link(str(route), consumer)
+            self.modules[route.source].links.append(link)
+            branch: Link | BestEffort = link
+            if route.branch == "best-effort":
+                branch = BestEffort(link, self.origin(str(route)))
+            links[route.source].setdefault(route.outbox, []).append(branch)
+        for name, run in self.modules.items():
+            outlets: dict[str, Outlet] = {}
+            exceptions: dict[str, Outlet] = {}
+            for port, branches in links[name].items():
+                outlet = self._outlet(run, branches, sent_counts=port != "failed")
+                (exceptions if port in EXCEPTION_PORTS else outlets)[port] = outlet
+            run.outcomes.connect(outlets, exceptions, dead.get(name))
+            if run.arrivals is not run.outcomes:
+                run.arrivals.connect({}, exceptions, dead.get(name))
+
+    @staticmethod
+    def _outlet(run: ModuleRun, branches: list[Link | BestEffort], sent_counts: bool) -> Outlet:
+        required = [branch for branch in branches if isinstance(branch, Link)]
+        best_effort = [branch for branch in branches if isinstance(branch, BestEffort)]
+        if len(required) == 1 and not best_effort:
+            return required[0]
+
+        def cannot_copy(event: Event[Any], error: BaseException) -> None:
+            if sent_counts:
+                run.counters.sent -= 1
+                run.outcomes.fail_one(event, error)
+            elif event._receipt is not None:
+                event._receipt.settle("failed", 1, type(error).__name__)
+
+        return Fanout(required, best_effort, cannot_copy)
+
+    def _consumer(self, planned: RoutePlan, target: ModuleRun, inbox: str, name: str) -> Consumer:
+        entry = target.entries[inbox]
+        if planned.route is not None and self._replace is not None:
+            replaced = self._replace(planned.route, entry, target)
+            if replaced is not None:
+                return replaced
+        if planned.way == "direct":
+            return entry  # type: ignore[no-any-return]
+        if planned.way == "back":
+            assert planned.region is not None
+            region = self.regions[planned.region]
+            back = BackEdge(
+                name,
+                entry.accept,
+                target.arrivals,
+                self._slice,
+                region=region,
+                ttl=planned.ttl,
+                batch_limit=self._batch_limit,
+            )
+            back.after = region.changed
+            target.steps.append(back)
+            target.workers.append(back)
+            return back
+        rest: dict[str, Any] = {"size": planned.size, "overflow": planned.overflow, "name": name}
+        if planned.way == "gate":
+            assert planned.region is not None
+            rest["allowed"] = self.regions[planned.region].allowed
+        queue = self._queue(target, entry.accept, **rest)
+        if planned.way == "gate":
+            assert planned.region is not None
+            self.regions[planned.region].gates.append(queue)
+        return queue
+
+
+def _key_function(key: Any) -> Callable[[Event[Any]], Any] | None:
+    if key is None or callable(key):
+        return key  # type: ignore[no-any-return]
+    if key == "key":
+        return lambda event: event.key
+    return functools.partial(_at, key)
+
+
+def _at(path: str, event: Event[Any]) -> Any:
+    return event.get(path, None)
+
+
+def _keeping(handle: Any) -> Any:
+    """Give a failed event its data back as it was handed in."""
+
+    async def kept(event: Event[Any]) -> Any:
+        data, headers = snapshot(event)
+        try:
+            return await handle(event)
+        except CAUGHT as error:
+            if is_stop(error):
+                raise
+            event.data, event.headers = data, headers
+            return Failed(error, touched=False)
+
+    return kept

@@ -1,0 +1,229 @@
+"""One module, one event: tries, time limits, back-off and the circuit breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from furcula.engine.outcome import Failed, Many
+from furcula.engine.steps import CAUGHT, own_item, snapshot, take
+from furcula.errors import CircuitOpen
+from furcula.event import Event, copy_data
+from furcula.module import Handling
+from furcula.options import Breaker, Retry
+
+__all__ = ["BreakerState", "Handle", "is_stop", "retrying", "single"]
+
+_log = logging.getLogger("furcula.flow")
+
+#: Handles one event and gives the answer: what the module gave, or a `Failed` or `Many`. Raises what the module raised.
+Handle = Callable[[Event[Any]], Awaitable[Any]]
+
+
+class BreakerState:
+    """A circuit breaker as it stands: closed, open until a time, or half open with one event on trial."""
+
+    def __init__(self, breaker: Breaker, name: str, now: Callable[[], float]):
+        self._breaker = breaker
+        self._name = name
+        self._now = now
+        self._failures = 0
+        self._open_until: float | None = None
+        self._trial = False
+
+    def check(self) -> None:
+        """Raise CircuitOpen if the module is to be left alone."""
+        if self._open_until is None:
+            return
+        if self._now() < self._open_until or self._trial:
+            left = max(0.0, self._open_until - self._now())
+            raise CircuitOpen(f"{self._name} failed {self._failures} times in a row; it is tried again in {left:.1f} s")
+        self._trial = True
+
+    def succeeded(self) -> None:
+        if self._open_until is not None:
+            _log.warning("%s works again: its circuit is closed", self._name)
+        self._failures = 0
+        self._open_until = None
+        self._trial = False
+
+    def failed(self) -> None:
+        self._failures += 1
+        if self._trial or self._failures == self._breaker.failures:
+            self._open_until = self._now() + self._breaker.reset
+            _log.warning(
+                "%s failed %d times in a row: its circuit is open for %g s",
+                self._name,
+                self._failures,
+                self._breaker.reset,
+            )
+        self._trial = False
+
+
+def single(handling: Handling, convert: Callable[[Any], Any] | None, executor: ThreadPoolExecutor | None) -> Handle:
+    """A coroutine function that makes one try at one event, whatever the shape of the module.
+
+    A plain coroutine function over Events is returned as it is, so that it costs nothing more.
+    """
+    call, bare = handling.call, handling.receives == "data"
+    if handling.shape == "coroutine" and not bare and executor is None:
+        return call
+    if handling.shape == "coroutine":
+
+        async def await_data(event: Event[Any]) -> Any:
+            data = event.data if convert is None else convert(event.data)
+            return _answer(handling, event, await call(data))
+
+        return await_data
+    if handling.shape == "async_generator":
+
+        async def collect(event: Event[Any]) -> Any:
+            argument: Any = event
+            if bare:
+                argument = event.data if convert is None else convert(event.data)
+            found: list[Any] = []
+            try:
+                async for item in call(argument):
+                    found.append(own_item(item, event))
+            except CAUGHT as error:
+                if is_stop(error):
+                    raise
+                return Many(found, Failed(error))
+            return Many(found)
+
+        return collect
+
+    def plain(event: Event[Any]) -> Any:
+        argument: Any = event
+        if bare:
+            argument = event.data if convert is None else convert(event.data)
+        if handling.shape == "generator" or handling.role == "flat_map":
+
+            def items() -> Any:
+                yield from call(argument)
+
+            return take(items(), event, 1 << 60)
+        answer = call(argument)
+        if handling.role == "choose":
+            return answer if answer is None else event.to(answer)
+        return _answer(handling, event, answer) if bare else answer
+
+    if executor is None:
+
+        async def directly(event: Event[Any]) -> Any:
+            return plain(event)
+
+        return directly
+
+    async def in_thread(event: Event[Any]) -> Any:
+        context = contextvars.copy_context()
+        loop = asyncio.get_running_loop()
+        # The error comes back as a value: a future cannot carry a StopIteration.
+        answer, error = await loop.run_in_executor(executor, context.run, _caught, plain, event)
+        if error is not None:
+            raise error
+        return answer
+
+    return in_thread
+
+
+def is_stop(error: BaseException) -> bool:
+    """Was the task told to stop? A CancelledError out of a future of the user's own is an ordinary failure."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
+def _caught(call: Callable[[Any], Any], argument: Any) -> tuple[Any, BaseException | None]:
+    try:
+        return call(argument), None
+    except StopIteration:
+        return None, RuntimeError("the function raised StopIteration")
+    except BaseException as error:
+        return None, error
+
+
+def _answer(handling: Handling, event: Event[Any], answer: Any) -> Any:
+    """What a function of bare data answered, as an answer about the event."""
+    if handling.role == "filter":
+        return event if answer else None
+    if handling.role == "map":
+        return data_answer(event, answer)
+    if answer is None or isinstance(answer, Event):
+        return answer
+    return data_answer(event, answer)
+
+
+def data_answer(event: Event[Any], data: Any) -> Event[Any]:
+    event.data = data
+    return event
+
+
+def retrying(
+    attempt: Handle,
+    retry: Retry,
+    breaker: BreakerState | None,
+    retried: Callable[[], None],
+    park: Callable[[Event[Any], float], Any] | None = None,
+) -> Handle:
+    """Make further tries after a failure. Each sees the original payload.
+
+    Args:
+        attempt: One try.
+        retried: Called for each further try.
+        park: Puts the event into back-off and gives the answer to return meanwhile; the event is handled again when
+            that is over. None: wait here.
+    """
+    tries: dict[int, _Try] = {}
+
+    async def handle(event: Event[Any]) -> Any:
+        state = tries.pop(id(event), None) or _Try(event)
+        while True:
+            state.tried += 1
+            answer: Any
+            try:
+                if breaker is not None:
+                    breaker.check()
+                answer = await attempt(event)
+                error = answer.failed.error if type(answer) is Many and answer.failed is not None else None
+            except CAUGHT as raised:
+                if is_stop(raised):
+                    raise
+                answer, error = None, raised
+            if error is None:
+                if breaker is not None:
+                    breaker.succeeded()
+                return answer
+            if breaker is not None and not isinstance(error, CircuitOpen):
+                breaker.failed()
+            last = state.tried >= retry.attempts or not isinstance(error, retry.errors)
+            state.restore(event, last)
+            if last:
+                failed = Failed(error, state.tried, touched=False)
+                return Many(answer.items, failed) if type(answer) is Many else failed
+            retried()
+            if park is not None:
+                tries[id(event)] = state
+                return park(event, retry.delay_s(state.tried))
+            await asyncio.sleep(retry.delay_s(state.tried))
+
+    return handle
+
+
+class _Try:
+    """An event as it was before the first try, and how often it was tried."""
+
+    __slots__ = ("data", "headers", "key", "tags", "tried")
+
+    def __init__(self, event: Event[Any]):
+        self.data, self.headers = snapshot(event)
+        self.tags, self.key = event.tags, event.key
+        self.tried = 0
+
+    def restore(self, event: Event[Any], last: bool) -> None:
+        event.data = self.data if last else copy_data(self.data)
+        event.headers = self.headers if last else copy_data(self.headers)
+        event.tags, event.key = self.tags, self.key

@@ -1,0 +1,693 @@
+"""The Director: runs one flow in one process, from start to its orderly end.
+
+The phases: *assembled* (instances made, nothing opened) → *started* (module by module from the sinks up to the
+sources) → *running* → *draining* (sources cease; then module by module from the sources down, each is waited for until
+it holds nothing) → *stopped* (what the deadline left is failed and named; `stop` hooks run).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import signal
+import time
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+from furcula.engine.assembly import Assembly, ModuleRun
+from furcula.engine.counters import BATCH_LIMIT, TimeSlice
+from furcula.engine.outlets import Consumer
+from furcula.engine.plan import plan
+from furcula.engine.requests import Request
+from furcula.engine.sources import Entrance, drive_async, drive_sync, drive_thread
+from furcula.engine.statistics import FlowStatistics, OriginStatistics, Statistics
+from furcula.errors import (
+    ConfigurationError,
+    DeadlinePassed,
+    SourceFailed,
+    StartFailed,
+    Stopped,
+    nearest,
+)
+from furcula.event import Event
+from furcula.flow import FlowGraph
+from furcula.graph import Route
+from furcula.options import Duration
+from furcula.receipt import Origin, Receipt, Slot, Tracked
+
+__all__ = ["Director"]
+
+_log = logging.getLogger("furcula.flow")
+
+
+class Director:
+    """Runs one flow once.
+
+    Use it as `async with Director(flow) as director:`, or call `run`. All methods belong to the event loop in which it
+    was started.
+
+    Args:
+        flow: The flow. It is checked when the Director is made.
+        deadline: Seconds that draining may take after a stop was asked for. A flow whose sources have ended drains as
+            long as it needs.
+        now: The clock for `event.created` and schedules: Unix time in seconds.
+        queue_everywhere: Put a queue of this size before every module, whatever the options say. For tests.
+        batch_limit: The most events that move together.
+        cut: Asked for each route; gives the consumer to use in place of the route's target, or None. For tests and
+            transports.
+
+    Raises:
+        ConfigurationError: The flow has problems, or a module's arguments are wrong.
+    """
+
+    def __init__(
+        self,
+        flow: FlowGraph,
+        *,
+        deadline: str | float = "10s",
+        now: Callable[[], float] = time.time,
+        queue_everywhere: int | None = None,
+        batch_limit: int = BATCH_LIMIT,
+        cut: Callable[[Route, Any, ModuleRun], Consumer | None] | None = None,
+    ):
+        flow.check()
+        self.flow = flow
+        self.plan = plan(flow, queue_everywhere=queue_everywhere)
+        self.deadline_s = float(Duration(deadline))
+        self.phase = "assembled"
+        self.abandoned: dict[str, int] = {}
+        self._now = now
+        self._slice = TimeSlice()
+        self._batch_limit = batch_limit if queue_everywhere is None else min(batch_limit, queue_everywhere)
+        self._assembly = Assembly(
+            flow,
+            self.plan,
+            time_slice=self._slice,
+            now=now,
+            monotonic=self._monotonic,
+            batch_limit=self._batch_limit,
+            replace=cut,
+        )
+        self.modules = self._assembly.modules
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._source_tasks: dict[str, asyncio.Task[Any]] = {}
+        self._unfinished: set[str] = set()
+        self._ended: asyncio.Event | None = None
+        self._stopping: asyncio.Task[Statistics] | None = None
+        self._forced = False
+        self._failure: BaseException | None = None
+        self._started_modules: list[ModuleRun] = []
+        self._began = 0.0
+        self._seconds = 0.0
+        #: More that must be idle before the flow is drained: transports between its parts.
+        self.carriers: list[Any] = []
+
+    # ------------------------------------------------------------------ start
+
+    async def __aenter__(self) -> Director:
+        await self.start()
+        return self
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
+        await self.stop(0 if kind is not None else None)
+
+    async def start(self) -> None:
+        """Open what the modules need, sinks first, then let the sources begin.
+
+        Raises:
+            StartFailed: A module raised in `start`. Those that had started are stopped again.
+        """
+        if self.phase != "assembled":
+            raise RuntimeError("a Director runs its flow once; make a new one to run it again")
+        for warning in self.flow.warnings():
+            _log.warning("%s: %s", self.flow.name, warning)
+        self.phase = "starting"
+        self._ended = asyncio.Event()
+        self._began = time.monotonic()
+        for run in self.modules.values():
+            for worker in run.workers:
+                worker.start(self._spawn)
+        if any(run.entrance is not None for run in self.modules.values()):
+            self._unfinished = {run.name for run in self.modules.values() if run.entrance is not None}
+        try:
+            for run in self._from_sinks():
+                self._started_modules.append(run)
+                await self._start_module(run)
+        except BaseException:
+            self._failure = None
+            await self.stop(0)
+            raise
+        self.phase = "running"
+        for run in self.modules.values():
+            if run.entrance is not None:
+                self._begin_source(run)
+
+    def _from_sinks(self) -> list[ModuleRun]:
+        names = [name for component in reversed(self.plan.order) for name in component]
+        return [self.modules[name] for name in names if name in self.modules]
+
+    async def _start_module(self, run: ModuleRun) -> None:
+        hook = getattr(run.instance, "start", None)
+        if hook is None:
+            return
+        context = ModuleContext(self, run)
+        try:
+            takes = len(inspect.signature(hook).parameters)
+            await _maybe(hook(context) if takes else hook())
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            place = run.place.location
+            where = f" ({place})" if place else ""
+            raise StartFailed(f"{run.name}{where} could not start: {_in_words(error)}") from error
+
+    def _begin_source(self, run: ModuleRun) -> None:
+        entrance = run.entrance
+        assert entrance is not None
+        subject = run.place.subject if run.instance is None else getattr(run.instance, "events", None)
+        if subject is None:  # it admits by itself, through its context
+            return
+        task = asyncio.get_running_loop().create_task(
+            self._drive(run, entrance, subject), name=f"furcula source {run.name}"
+        )
+        self._source_tasks[run.name] = task
+
+    async def _drive(self, run: ModuleRun, entrance: Entrance, subject: Any) -> None:
+        arguments = run.place.bound if run.instance is None else {}
+        error: BaseException | None = None
+        try:
+            supply = subject(**arguments) if callable(subject) else subject
+            if isinstance(supply, Awaitable):
+                supply = await supply
+            if isinstance(supply, AsyncIterable):
+                try:
+                    error = await drive_async(entrance, supply, self._slice, self._batch_limit)
+                finally:
+                    await _close(supply)
+            elif isinstance(supply, Iterable):
+                iterator = iter(supply)
+                if run.place.options.thread:
+                    error = await drive_thread(entrance, iterator, self._batch_limit)
+                else:
+                    error = await drive_sync(entrance, iterator, self._slice, self._batch_limit)
+                    close = getattr(iterator, "close", None)
+                    if close is not None:
+                        close()
+            else:
+                error = TypeError(f"it gave {type(supply).__name__}, which cannot be iterated")
+        except asyncio.CancelledError:
+            if not entrance.ceasing:
+                raise
+        except Exception as raised:
+            error = raised
+        if error is not None:
+            _log.error("the source %s raised and has ended: %s", run.name, _in_words(error), exc_info=error)
+            if self._failure is None:
+                failure = SourceFailed(f"the source {run.name} raised and has ended: {_in_words(error)}")
+                failure.__cause__ = error
+                self._failure = failure
+        self._finished(run.name)
+
+    def _finished(self, name: str) -> None:
+        self._unfinished.discard(name)
+        if not self._unfinished and self._ended is not None:
+            self._ended.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=f"furcula {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        # Modules cannot get here with an exception of theirs: this is a defect of the engine, and not to be hidden.
+        error = task.exception()
+        _log.critical("%s broke; the flow stops", task.get_name(), exc_info=error)
+        self._failure = error
+        if self._ended is not None:
+            self._ended.set()
+
+    def _monotonic(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    # ------------------------------------------------------------------ from outside
+
+    def _entrance(self, name: str) -> tuple[ModuleRun, Entrance | None]:
+        run = self.modules.get(name)
+        if run is None:
+            raise ConfigurationError(f"there is no module {name!r}{nearest(name, self.modules)}")
+        if self.phase != "running":
+            raise Stopped(f"the flow is {self.phase} and takes nothing more")
+        return run, run.entrance
+
+    def _enter(self, run: ModuleRun, event: Event[Any], slot: Slot, inbox: str) -> Awaitable[None] | None:
+        if run.entrance is not None:
+            return run.entrance.admit([event], slot=slot)
+        if inbox not in run.entries:
+            raise ConfigurationError(f"{run.name} has no inbox {inbox!r}{nearest(inbox, run.entries)}")
+        event._receipt = slot
+        consumer: Consumer = run.entries[inbox]
+        return consumer.push([event])
+
+    async def put(self, name: str, data: Any, *, inbox: str = "inbox", settled: bool = False) -> Slot:
+        """Admit one event as if the source `name` had given it, or into an inbox of any module.
+
+        Args:
+            data: An Event, or bare data.
+            settled: Return only when the event is settled.
+
+        Returns:
+            The slot: `slot.fate` is its fate once it has settled, before that the worst so far or None.
+
+        Raises:
+            Stopped: The flow is not running.
+        """
+        run, entrance = self._entrance(name)
+        origin = entrance.origin if entrance is not None else self._assembly.origin(f"put({name})")
+        event = data if type(data) is Event and data._receipt is None else Event(data)
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        slot = Tracked(Receipt(origin, 1, self._now()), settled=lambda slot: _resolve(done))
+        wait = self._enter(run, event, slot, inbox)
+        if wait is not None:
+            await wait
+        if settled:
+            await done
+        return slot
+
+    async def ask(
+        self,
+        name: str,
+        data: Any,
+        *,
+        timeout: str | float = "30s",
+        gather: bool = False,
+        inbox: str = "inbox",
+    ) -> Any:
+        """Send a request into the flow and wait for what comes back to the module `name`.
+
+        The module must be one that events can return to: a source with an inbox (`inlet`, `http.listen`).
+
+        Args:
+            data: An Event, or bare data.
+            timeout: Seconds to wait.
+            gather: Wait until the request is settled, and return the list of all that came back.
+
+        Returns:
+            The event that came back first; with `gather`, a list of events.
+
+        Raises:
+            Unanswered: The request is settled and nothing came back; it says what became of it.
+            DeadlinePassed: No answer in time. The request's events go on until they are settled.
+            Stopped: The flow is not running.
+        """
+        run, entrance = self._entrance(name)
+        if entrance is None or not run.entries:
+            raise ConfigurationError(f"nothing can come back to {name}: ask a source that has an inbox, like `inlet`")
+        event = data if type(data) is Event and data._receipt is None else Event(data)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Any] = loop.create_future()
+        request = Request(entrance.origin, future, gather=gather, created=self._now())
+        limit = float(Duration(timeout))
+        timer = loop.call_later(limit, _pass_deadline, future, name, limit)
+        try:
+            wait = self._enter(run, event, request, inbox)
+            del event, request
+            # The answer may be there before there is room for more: room is the next request's concern.
+            if wait is not None and not future.done():
+                await asyncio.wait([future, asyncio.ensure_future(_awaited(wait))], return_when=asyncio.FIRST_COMPLETED)
+            return await future
+        finally:
+            timer.cancel()
+            if not future.done():
+                future.cancel()
+
+    def pause(self, name: str) -> None:
+        """Let a module handle nothing more until `resume`; what comes waits, and those who send it in the end too."""
+        run = self._known(name)
+        if run.paused:
+            return
+        run.paused = True
+        for part in run.workers or run.steps:
+            part.pause()
+
+    def resume(self, name: str) -> None:
+        """Let a paused module go on."""
+        run = self._known(name)
+        if not run.paused:
+            return
+        run.paused = False
+        for part in run.workers or run.steps:
+            part.resume()
+
+    def _known(self, name: str) -> ModuleRun:
+        run = self.modules.get(name)
+        if run is None:
+            raise ConfigurationError(f"there is no module {name!r}{nearest(name, self.modules)}")
+        return run
+
+    # ------------------------------------------------------------------ run and stop
+
+    async def wait(self) -> None:
+        """Wait until all sources have ended. A flow without sources, or with a listener, waits until it is stopped."""
+        if self._ended is None:
+            raise RuntimeError("start the Director first")
+        await self._ended.wait()
+
+    async def run(self, *, signals: bool = False) -> Statistics:
+        """Start, wait for the sources to end, drain, stop.
+
+        Args:
+            signals: Stop on SIGINT and SIGTERM too: the first drains within the deadline, a second ends at once.
+
+        Raises:
+            SourceFailed: A source raised. What it had admitted was settled first; `error.statistics` has the figures.
+        """
+        loop = asyncio.get_running_loop()
+        installed = []
+        if signals:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                try:
+                    loop.add_signal_handler(number, self._on_signal, number)
+                    installed.append(number)
+                except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not this system
+                    pass
+        try:
+            await self.start()
+            await self.wait()
+            if self._stopping is None:
+                # The sources have ended by themselves: what they gave is drained however long it takes.
+                statistics = await self._stop_once(None)
+            else:
+                statistics = await asyncio.shield(self._stopping)
+        finally:
+            if self.phase not in ("assembled", "stopped"):
+                await self.stop(0)
+            for number in installed:
+                loop.remove_signal_handler(number)
+        if self._failure is not None:
+            if isinstance(self._failure, SourceFailed):
+                self._failure.statistics = statistics
+            raise self._failure
+        return statistics
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._stopping is None:
+            _log.warning(
+                "%s: %s: draining for at most %g s; again ends at once", self.flow.name, name, self.deadline_s
+            )
+            self.request_stop()
+        else:
+            _log.warning("%s: %s again: ending at once", self.flow.name, name)
+            self.force()
+
+    def request_stop(self, deadline: str | float | None = None) -> asyncio.Task[Statistics]:
+        """Begin to stop, without waiting for it. For signal handlers."""
+        if self._stopping is None:
+            limit = self.deadline_s if deadline is None else float(Duration(deadline))
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(limit), name="furcula stop")
+        return self._stopping
+
+    def force(self) -> None:
+        """End at once: the deadline of a stop that is under way is now, and hooks are skipped."""
+        self._forced = True
+        self._expired.set()
+
+    async def stop(self, deadline: str | float | None = None) -> Statistics:
+        """Stop: sources cease, the rest drains in topological order within the deadline, then hooks run.
+
+        May be called again, and from several tasks; each gets the same statistics.
+
+        Args:
+            deadline: Seconds for the draining; None: the Director's own.
+        """
+        if self.phase == "assembled":
+            self.phase = "stopped"
+            return self.statistics()
+        limit = self.deadline_s if deadline is None else float(Duration(deadline))
+        return await self._stop_once(limit)
+
+    async def _stop_once(self, limit: float | None) -> Statistics:
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(limit), name="furcula stop")
+        return await asyncio.shield(self._stopping)
+
+    @property
+    def _expired(self) -> asyncio.Event:
+        if not hasattr(self, "_expired_event"):
+            self._expired_event = asyncio.Event()
+        return self._expired_event
+
+    async def _stop(self, limit: float | None) -> Statistics:
+        loop = asyncio.get_running_loop()
+        self.phase = "draining"
+        timer = None if limit is None else loop.call_later(limit, self._expired.set)
+        if limit == 0:
+            self._expired.set()
+        await self._cease()
+        for run in self.modules.values():
+            if run.paused:
+                self.resume(run.name)
+        for component in self.plan.order:
+            await self._drain([self.modules[name] for name in component if name in self.modules])
+        for entrance in self._entrances():
+            entrance.closed = True
+        if timer is not None:
+            timer.cancel()
+        self._abandon()
+        await self._end_tasks()
+        if not self._forced:
+            await self._run_stop_hooks()
+        for run in self.modules.values():
+            if run.executor is not None:
+                run.executor.shutdown(wait=False, cancel_futures=True)
+        self._seconds = time.monotonic() - self._began
+        self.phase = "stopped"
+        if self._ended is not None:
+            self._ended.set()
+        return self.statistics()
+
+    def _entrances(self) -> list[Entrance]:
+        return [run.entrance for run in self.modules.values() if run.entrance is not None]
+
+    async def _cease(self) -> None:
+        """Let every source end. What it has given is admitted; then nothing more is."""
+        for run in self.modules.values():
+            if run.entrance is not None:
+                run.entrance.ceasing = True
+                hook = getattr(run.instance, "cease", None)
+                if hook is not None:
+                    await self._hook(run, hook, "cease")
+        tasks = [task for task in self._source_tasks.values() if not task.done()]
+        if tasks:
+            # A generator that is waiting for its own next event will not look; one that waits for room soon does.
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await self._unless_expired(asyncio.wait(tasks))
+        for entrance in self._entrances():
+            entrance.closed = True
+
+    async def _drain(self, component: list[ModuleRun]) -> None:
+        """Wait until these modules hold nothing, and what they kept back has left them too."""
+        while not self._expired.is_set():
+            await self._until(lambda: all(run.idle() for run in component) and self._carriers_idle(component))
+            if self._expired.is_set():
+                return
+            waits: list[Awaitable[None]] = []
+            for run in component:
+                wait = run.join.flush() if run.join is not None else None
+                if wait is not None:
+                    waits.append(wait)
+                wait = await self._flush(run)
+                if wait is not None:
+                    waits.append(wait)
+            for wait in waits:
+                await self._unless_expired(_awaited(wait))
+            if all(run.idle() for run in component):
+                return
+
+    def _carriers_idle(self, component: list[ModuleRun]) -> bool:
+        names = {run.name for run in component}
+        return all(carrier.idle() for carrier in self.carriers if carrier.target in names)
+
+    async def _flush(self, run: ModuleRun) -> Awaitable[None] | None:
+        hook = getattr(run.instance, "flush", None)
+        if hook is None or run.entrance is not None:
+            return None
+        events = await self._hook(run, hook, "flush")
+        if not events:
+            return None
+        return run.outcomes.same(list(events))
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Wait until `holds()` is true, looking after each turn of the loop, and less often when nothing moves."""
+        pause = 0.0
+        while not holds() and not self._expired.is_set():
+            if pause < 0.001:
+                await asyncio.sleep(0)
+                pause += 0.0001
+            else:
+                await self._unless_expired(asyncio.sleep(pause))
+                pause = min(pause * 1.5, 0.02)
+
+    async def _unless_expired(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Await `work`, but not beyond the deadline."""
+        doing = asyncio.ensure_future(work)
+        expiry = asyncio.ensure_future(self._expired.wait())
+        try:
+            await asyncio.wait([doing, expiry], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (doing, expiry):
+                if not task.done():
+                    task.cancel()
+            await asyncio.gather(doing, expiry, return_exceptions=True)
+
+    def _abandon(self) -> None:
+        for run in self.modules.values():
+            count = run.abandon()
+            if count:
+                self.abandoned[run.name] = self.abandoned.get(run.name, 0) + count
+        for carrier in self.carriers:
+            carrier.abandon()
+        if self.abandoned:
+            named = ", ".join(f"{count} in {name}" for name, count in self.abandoned.items())
+            _log.error("%s: the deadline passed; abandoned: %s", self.flow.name, named)
+
+    async def _end_tasks(self) -> None:
+        for _ in range(10):
+            tasks = [task for task in (*self._tasks, *self._source_tasks.values()) if not task.done()]
+            if not tasks:
+                return
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=1.0)
+        for task in self._tasks:
+            _log.error("%s: %s does not end when it is cancelled", self.flow.name, task.get_name())
+
+    async def _run_stop_hooks(self) -> None:
+        for component in self.plan.order:
+            for name in component:
+                run = self.modules.get(name)
+                hook = getattr(run.instance, "stop", None) if run is not None else None
+                if run is not None and hook is not None and run in self._started_modules:
+                    await self._hook(run, hook, "stop")
+
+    async def _hook(self, run: ModuleRun, hook: Callable[[], Any], name: str) -> Any:
+        try:
+            return await _maybe(hook())
+        except Exception as error:
+            _log.exception("%s raised in %s: %s", run.name, name, _in_words(error))
+            return None
+
+    # ------------------------------------------------------------------ figures
+
+    def statistics(self) -> Statistics:
+        """The figures now."""
+        origins = {}
+        emissions = [run.emission.origin for run in self.modules.values() if run.emission is not None]
+        for origin in (*self._assembly.origins.values(), *(o for o in emissions if o.admitted)):
+            origins[origin.name] = _origin_statistics(origin)
+        total = FlowStatistics(
+            **{
+                name: sum(getattr(origin, name) for origin in origins.values())
+                for name in ("admitted", "delivered", "dropped", "failed", "open", "late", "lost")
+            }
+        )
+        modules = {}
+        for name, run in self.modules.items():
+            run.counters.depth = run.depth
+            modules[name] = run.counters.statistics(run.paused)
+        routes = {link.name: link.sent for run in self.modules.values() for link in run.links}
+        running = self.phase not in ("assembled", "stopped")
+        return Statistics(
+            flow=self.flow.name,
+            total=total,
+            origins=origins,
+            modules=modules,
+            routes=routes,
+            abandoned=dict(self.abandoned),
+            seconds=time.monotonic() - self._began if running else self._seconds,
+        )
+
+
+class ModuleContext:
+    """What a class module's `start` is given. See `furcula.module.Context`."""
+
+    def __init__(self, director: Director, run: ModuleRun):
+        self._director = director
+        self._run = run
+        self.name = run.name
+        self.folder = director.flow.folder or Path.cwd()
+        self.log = logging.LoggerAdapter(
+            logging.getLogger(f"furcula.module.{run.name}"), {"flow": director.flow.name, "furcula_module": run.name}
+        )
+
+    def now(self) -> float:
+        return self._director._now()
+
+    def admit(
+        self, events: Iterable[Any], outbox: str = "outbox", *, settled: Callable[[Slot], None] | None = None
+    ) -> Awaitable[None] | None:
+        entrance = self._run.entrance
+        if entrance is None:
+            raise TypeError(f"{self.name} is not a source: derive its class from Source, or use context.emit")
+        return entrance.admit(events, outbox, settled=settled)
+
+    def emit(self, events: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None:
+        entrance = self._run.emission or self._run.entrance
+        assert entrance is not None
+        return entrance.emit(events, outbox)
+
+    def finished(self) -> None:
+        self._director._finished(self.name)
+
+
+async def _maybe(answer: Any) -> Any:
+    return await answer if inspect.isawaitable(answer) else answer
+
+
+async def _awaited(wait: Awaitable[None]) -> None:
+    await wait
+
+
+async def _close(supply: Any) -> None:
+    close = getattr(supply, "aclose", None)
+    if close is not None:
+        try:
+            await close()
+        except Exception:
+            _log.exception("a source raised while it was closed")
+
+
+def _in_words(error: BaseException) -> str:
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _pass_deadline(future: asyncio.Future[Any], name: str, limit: float) -> None:
+    if not future.done():
+        future.set_exception(DeadlinePassed(f"no answer came back to {name} within {limit:g} s"))
+
+
+def _origin_statistics(origin: Origin) -> OriginStatistics:
+    return OriginStatistics(
+        admitted=origin.admitted,
+        delivered=origin.delivered,
+        dropped=origin.dropped,
+        failed=origin.failed,
+        open=origin.open,
+        late=origin.late,
+        lost=origin.lost,
+        reasons={" ".join(reason): count for reason, count in origin.reasons.items()},
+    )

@@ -1,0 +1,157 @@
+"""From an outbox to its consumers: one link, several with copies, or nobody."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, Protocol
+
+from furcula.event import Event
+from furcula.receipt import Fate, Origin, Receipt, Slot
+
+__all__ = ["BestEffort", "Consumer", "Fanout", "Link", "Outlet", "Waits", "all_of", "settle"]
+
+Batch = list[Event[Any]]
+
+
+class Consumer(Protocol):
+    """What takes batches.
+
+    `push` takes the whole batch in every case; it raises nothing. None: give me more when you like. An awaitable:
+    wait for it before you do; it may be awaited once, later, or (if the waiter is cancelled) not at all.
+    """
+
+    def push(self, batch: Batch) -> Awaitable[None] | None: ...
+
+
+class Waits:
+    """Several awaitables as one, awaited in turn."""
+
+    __slots__ = ("_waits",)
+
+    def __init__(self, waits: Sequence[Awaitable[None]]):
+        self._waits = waits
+
+    def __await__(self) -> Generator[Any, None, None]:
+        for wait in self._waits:
+            yield from wait.__await__()
+
+
+def all_of(waits: Sequence[Awaitable[None]]) -> Awaitable[None] | None:
+    if not waits:
+        return None
+    return waits[0] if len(waits) == 1 else Waits(waits)
+
+
+def settle(events: Batch, fate: Fate, reason: str = "", failure: object = None) -> None:
+    """Report one fate for the shares of all these events."""
+    receipts = [event._receipt for event in events]
+    first = receipts[0]
+    # Most batches share one receipt, and `count` compares by identity first: 2 % where grouping costs 16.
+    if type(first) is Receipt and receipts.count(first) == len(receipts):
+        first.settle(fate, len(receipts), reason, failure)
+        return
+    for receipt in receipts:
+        if receipt is not None:
+            receipt.settle(fate, 1, reason, failure)
+
+
+class Link:
+    """One route to one consumer. Counts what it sends."""
+
+    __slots__ = ("consumer", "name", "sent")
+
+    def __init__(self, name: str, consumer: Consumer):
+        self.name = name
+        self.consumer = consumer
+        self.sent = 0
+
+    def push(self, batch: Batch) -> Awaitable[None] | None:
+        self.sent += len(batch)
+        return self.consumer.push(batch)
+
+
+class BestEffort:
+    """A branch that never holds up its parent: copies under an origin of its own, into a queue that drops."""
+
+    __slots__ = ("link", "origin")
+
+    def __init__(self, link: Link, origin: Origin):
+        self.link = link
+        self.origin = origin
+
+    def push(self, batch: Batch) -> None:
+        """Push copies of `batch`."""
+        copies: Batch = []
+        for event in batch:
+            try:
+                copies.append(event.duplicate(None))
+            except Exception:  # what cannot be copied is not sent along: an event of this branch that failed
+                Receipt(self.origin, 1).settle("failed", 1, "cannot be copied")
+        if copies:
+            receipt = Receipt(self.origin, len(copies))
+            for copy in copies:
+                copy._receipt = receipt
+            self.link.push(copies)
+
+
+class Fanout:
+    """Several consumers: each required one has a share of the event's slot, and all but the last get a copy.
+
+    All copies are made before the first push, so that what one consumer does to its event no other can see; all
+    branches are pushed before any is waited for, so that two branches which meet again cannot block each other.
+    """
+
+    __slots__ = ("_best_effort", "_cannot_copy", "_required")
+
+    def __init__(
+        self,
+        required: Sequence[Link],
+        best_effort: Sequence[BestEffort],
+        cannot_copy: Callable[[Event[Any], BaseException], None],
+    ):
+        self._required = tuple(required)
+        self._best_effort = tuple(best_effort)
+        self._cannot_copy = cannot_copy
+
+    def push(self, batch: Batch) -> Awaitable[None] | None:
+        required = self._required
+        for branch in self._best_effort:
+            branch.push(batch)
+        if not required:
+            settle(batch, "delivered")
+            return None
+        if len(required) == 1:
+            return required[0].push(batch)
+        branches = self._copies(batch, len(required) - 1)
+        waits: list[Awaitable[None]] = []
+        for link, events in zip(required, branches, strict=True):
+            if events:
+                wait = link.push(events)
+                if wait is not None:
+                    waits.append(wait)
+        return all_of(waits)
+
+    def _copies(self, batch: Batch, extra: int) -> list[Batch]:
+        shares = extra + 1
+        branches: list[Batch] = [[] for _ in range(shares)]
+        originals = branches[-1]
+        for event in batch:
+            receipt = event._receipt
+            try:
+                copies = [event.duplicate(receipt) for _ in range(extra)]
+            except Exception as error:
+                self._cannot_copy(event, error)
+                continue
+            if receipt is not None:
+                slot: Slot = receipt.share(shares)
+                event._receipt = slot
+                for copy in copies:
+                    copy._receipt = slot
+            for branch, copy in zip(branches, copies, strict=False):
+                branch.append(copy)
+            originals.append(event)
+        return branches
+
+
+#: Where an outbox leads.
+Outlet = Link | Fanout

@@ -1,0 +1,275 @@
+"""Sources: what admits events, and how a generator is driven so that others get their turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator
+from time import perf_counter
+from typing import Any
+
+from furcula.engine.counters import HELD_LOOP_S, Counters, Pace, TimeSlice
+from furcula.engine.outcome import Failed, Outcomes
+from furcula.engine.outlets import Batch, all_of
+from furcula.engine.pool import Watched
+from furcula.engine.steps import warn_held
+from furcula.errors import InputError, Stopped
+from furcula.event import Event, Routed
+from furcula.receipt import Origin, Receipt, Slot, Tracked
+
+__all__ = ["Entrance", "drive_async", "drive_sync", "drive_thread"]
+
+_log = logging.getLogger("furcula.flow")
+
+
+class Entrance:
+    """Where a source's events are admitted: each gets its receipt and leaves from an outbox of the source."""
+
+    def __init__(self, name: str, origin: Origin, outcomes: Outcomes, now: Callable[[], float] = time.time):
+        self.name = name
+        self.origin = origin
+        self.outcomes = outcomes
+        self.counters: Counters = outcomes.counters
+        self._now = now
+        #: Stop asking for more. What was given already is still admitted.
+        self.ceasing = False
+        #: Refuse everything.
+        self.closed = False
+
+    def admit(
+        self,
+        items: Iterable[Any],
+        outbox: str = "outbox",
+        *,
+        settled: Callable[[Slot], None] | None = None,
+        slot: Slot | None = None,
+    ) -> Awaitable[None] | None:
+        """Admit Events or bare data. See `Context.admit`.
+
+        Args:
+            slot: A slot that was opened for the one event in `items` already.
+        """
+        if self.closed:
+            raise Stopped(f"{self.name} admits nothing more: the flow is stopping")
+        data = items if type(items) is list else list(items)
+        if not data:
+            return None
+        count = len(data)
+        events: Batch
+        created = self._now()
+        if slot is None and settled is None:
+            receipt = Receipt(self.origin, count, created)
+            kinds = set(map(type, data))
+            if Event in kinds or Routed in kinds:
+                events = [_as_event(item) for item in data]
+                for event in events:
+                    event._receipt = receipt
+            else:
+                events = [Event(item, _receipt=receipt) for item in data]
+        else:
+            events = [_as_event(item) for item in data]
+            for event in events:
+                if slot is None:
+                    event._receipt = Tracked(Receipt(self.origin, 1, created), settled=settled)
+                else:
+                    event._receipt = slot
+        self.counters.received += count
+        if outbox == "outbox" and Routed in set(map(type, data)):
+            return self._by_port(data, events)
+        return self._send(outbox, events)
+
+    def _by_port(self, data: list[Any], events: Batch) -> Awaitable[None] | None:
+        ports: dict[str, Batch] = {}
+        for item, event in zip(data, events, strict=True):
+            ports.setdefault(item.outbox if type(item) is Routed else "outbox", []).append(event)
+        waits = [wait for port, batch in ports.items() if (wait := self._send(port, batch)) is not None]
+        return all_of(waits)
+
+    def _send(self, outbox: str, events: Batch) -> Awaitable[None] | None:
+        outcomes = self.outcomes
+        if outbox in ("invalid", "failed") and outbox not in outcomes.exceptions:
+            return outcomes.fail(
+                [
+                    (event, Failed(InputError(str(event.headers.get("reason", "malformed input"))), touched=False))
+                    for event in events
+                ]
+            )
+        if outbox in outcomes.exceptions:
+            outcomes.counters.sent += len(events)
+            return outcomes.exceptions[outbox].push(events)
+        if outcomes.is_sink:  # a source that nobody is connected to
+            return outcomes.drop(events, "unconnected")
+        return outcomes.send(outbox, events)
+
+    def emit(self, items: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None:
+        """Send out events that no incoming event caused."""
+        events = [_as_event(item) for item in items]
+        if not events:
+            return None
+        receipt = Receipt(self.origin, len(events), self._now())
+        for event in events:
+            event._receipt = receipt
+        self.counters.born += len(events)
+        return self._send(outbox, events)
+
+
+def _as_event(item: Any) -> Event[Any]:
+    if type(item) is Routed:
+        item = item.target
+    if not isinstance(item, Event):
+        return Event(item)
+    # An Event that is admitted already somewhere begins a lineage of its own here.
+    return item if item._receipt is None else item.clone()
+
+
+async def drive_sync(
+    entrance: Entrance, iterator: Iterator[Any], time_slice: TimeSlice, batch_limit: int
+) -> BaseException | None:
+    """Run a plain generator or iterable in the loop, in batches that take about a millisecond.
+
+    Returns:
+        What it raised, or None when it came to its end (or the entrance was closed).
+    """
+    pace = Pace(batch_limit)
+    while not entrance.ceasing:
+        items: list[Any] = []
+        limit = pace.limit
+        error: BaseException | None = None
+        began = perf_counter()
+        try:
+            items.extend(itertools.islice(iterator, limit))
+        except Exception as raised:
+            error = raised
+        pulled = perf_counter()
+        if items:
+            if pulled - began > HELD_LOOP_S:
+                warn_held(entrance.name, entrance.counters, len(items), pulled - began)
+            entrance.counters.busy_s += pulled - began
+            wait = entrance.admit(items)
+            pace.measured(len(items), perf_counter() - began)
+            if wait is not None:
+                await wait
+        if error is not None or len(items) < limit:
+            return error
+        if time_slice.over():
+            await time_slice.let_others_run()
+    return None
+
+
+async def drive_async(
+    entrance: Entrance, iterable: AsyncIterable[Any], time_slice: TimeSlice, batch_limit: int
+) -> BaseException | None:
+    """Run an async generator: what it gives without waiting goes on as one batch when it waits."""
+    items: list[Any] = []
+    pressure: list[Awaitable[None]] = []
+    relieving = False
+
+    def flush() -> None:
+        if items and not relieving and not entrance.closed:
+            batch = items.copy()
+            items.clear()
+            wait = entrance.admit(batch)
+            if wait is not None:
+                pressure.append(wait)
+
+    async def relieve() -> None:
+        nonlocal relieving
+        relieving = True
+        try:
+            while pressure:
+                await pressure.pop(0)
+        finally:
+            relieving = False
+
+    async def loop() -> BaseException | None:
+        try:
+            async for item in iterable:
+                items.append(item)
+                if pressure:
+                    await relieve()
+                if len(items) >= batch_limit:
+                    flush()
+                    await relieve()
+                    if time_slice.over():
+                        await time_slice.let_others_run()
+                if entrance.ceasing:
+                    break
+        except Exception as error:
+            return error
+        finally:
+            flush()
+        return None
+
+    result: BaseException | None = await Watched(loop(), flush, _nothing)
+    await relieve()
+    return result
+
+
+def _nothing() -> None:
+    return None
+
+
+_END: Any = object()
+
+
+async def drive_thread(entrance: Entrance, iterator: Iterator[Any], batch_limit: int) -> BaseException | None:
+    """Run a plain generator in a thread of its own, for one that blocks."""
+    loop = asyncio.get_running_loop()
+    waiting: deque[Any] = deque()
+    room = threading.Semaphore(4 * batch_limit)
+    arrived = asyncio.Event()
+    stopping = threading.Event()
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            for item in iterator:
+                while not room.acquire(timeout=0.5):
+                    if stopping.is_set():
+                        return
+                if stopping.is_set():
+                    return
+                waiting.append(item)
+                loop.call_soon_threadsafe(arrived.set)
+        except BaseException as raised:
+            error = raised
+        waiting.append((_END, error))
+        try:
+            loop.call_soon_threadsafe(arrived.set)
+        except RuntimeError:  # the loop has gone; nobody waits for the end any more
+            pass
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name=f"furcula source {entrance.name}", daemon=True)
+    thread.start()
+    try:
+        while True:
+            await arrived.wait()
+            arrived.clear()
+            while waiting:
+                batch: list[Any] = []
+                while waiting and len(batch) < batch_limit:
+                    item = waiting.popleft()
+                    if type(item) is tuple and len(item) == 2 and item[0] is _END:
+                        if batch:
+                            await _admitted(entrance, batch)
+                        end: BaseException | None = item[1]
+                        return end
+                    batch.append(item)
+                room.release(len(batch))
+                await _admitted(entrance, batch)
+                if entrance.ceasing:
+                    return None
+    finally:
+        stopping.set()
+
+
+async def _admitted(entrance: Entrance, batch: list[Any]) -> None:
+    wait = entrance.admit(batch)
+    if wait is not None:
+        await wait

@@ -1,0 +1,610 @@
+"""Modules that never wait: called directly by whoever feeds them, batch by batch.
+
+`list.extend(map(f, batch))` is most of what makes this fast: it keeps what came before an exception, and the same
+iterator goes on after it. So the answers stay parallel to the events, with a `Failed` where the function raised.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Any, Protocol
+
+import msgspec
+
+from furcula.engine.counters import BATCH_LIMIT, HELD_LOOP_S, Counters
+from furcula.engine.outcome import Failed, Many, Outcomes, make_failure
+from furcula.engine.outlets import Batch, Link
+from furcula.errors import Abandoned, ModuleError
+from furcula.event import Event, Routed, copy_data
+from furcula.module import BatchFailed, Handling
+from furcula.options import convert_value
+from furcula.receipt import Slot
+
+__all__ = ["CAUGHT", "BatchStep", "ChooseStep", "DataStep", "EventStep", "SplitStep", "Step", "converter", "sync_step"]
+
+_log = logging.getLogger("furcula.flow")
+
+#: What a module may raise without stopping anything. CancelledError from a future of the user's own is a failure too,
+#: and so is a module's sys.exit().
+CAUGHT = (Exception, asyncio.CancelledError, SystemExit)
+
+
+class Step(Protocol):
+    """A module as it runs: takes batches, and knows what it still holds."""
+
+    counters: Counters
+    outcomes: Outcomes
+
+    def push(self, batch: Batch) -> Awaitable[None] | None:
+        """Count the batch as received, and handle it or put it in the queue."""
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        """The same for events that were counted already."""
+
+    def idle(self) -> bool:
+        """Is nothing in the queue, and nothing being handled?"""
+
+    def abandon(self) -> int:
+        """The deadline has passed: fail whatever is held. Returns how many events that were."""
+
+
+class _Synchronous:
+    """What the steps that never wait have in common: counting, timing, and the keeping of originals."""
+
+    def __init__(self, call: Callable[..., Any], outcomes: Outcomes, *, keep_original: bool = False):
+        self.call = call
+        self.outcomes = outcomes
+        self.counters = outcomes.counters
+        self._keep_original = keep_original
+        #: While the module is paused: what came, and what its senders wait for.
+        self._held_back: tuple[list[Batch], asyncio.Future[None]] | None = None
+
+    def push(self, batch: Batch) -> Awaitable[None] | None:
+        counters = self.counters
+        count = len(batch)
+        counters.received += count
+        counters.held += count
+        if self._held_back is not None:
+            return self._hold(batch)
+        return self.accept(batch)
+
+    def _hold(self, batch: Batch) -> Awaitable[None]:
+        assert self._held_back is not None
+        batches, resumed = self._held_back
+        batches.append(batch)
+        return asyncio.shield(resumed)
+
+    def pause(self) -> None:
+        """Handle nothing until `resume`. Each sender gets rid of one batch and then waits."""
+        if self._held_back is None:
+            self._held_back = ([], asyncio.get_running_loop().create_future())
+
+    def resume(self) -> None:
+        if self._held_back is not None:
+            (batches, resumed), self._held_back = self._held_back, None
+            for batch in batches:
+                # What downstream asks to wait is known to be bounded: one batch for each sender.
+                self.accept(batch)
+            resumed.set_result(None)
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        raise NotImplementedError
+
+    def idle(self) -> bool:
+        return self._held_back is None or not self._held_back[0]
+
+    def abandon(self) -> int:
+        if self._held_back is None:
+            return 0
+        (batches, resumed), self._held_back = self._held_back, None
+        resumed.cancel()
+        return abandon(self.outcomes, [event for batch in batches for event in batch])
+
+    def _handled(self, count: int, seconds: float) -> None:
+        counters = self.counters
+        counters.held -= count
+        counters.busy_s += seconds
+        counters.histogram[min(int(seconds * 1e9 / count).bit_length(), 47)] += count
+        if seconds > HELD_LOOP_S:
+            warn_held(self.outcomes.name, counters, count, seconds)
+
+    def _originals(self, batch: Batch) -> list[tuple[Any, dict[str, Any]]] | None:
+        return [snapshot(event) for event in batch] if self._keep_original else None
+
+    @staticmethod
+    def _restore(batch: Batch, results: Sequence[Any], originals: list[tuple[Any, dict[str, Any]]] | None) -> None:
+        if originals is not None:
+            for event, result, original in zip(batch, results, originals, strict=True):
+                failed = result.failed if type(result) is Many else result
+                if type(failed) is Failed:
+                    event.data, event.headers = original
+                    failed.touched = False
+
+
+class EventStep(_Synchronous):
+    """A function of the Event."""
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        originals = self._originals(batch) if self._keep_original else None
+        began = perf_counter()
+        results = call_all(self.call, batch)
+        self._handled(len(batch), perf_counter() - began)
+        if originals is not None:
+            self._restore(batch, results, originals)
+        return self.outcomes.sort_out(batch, results)
+
+
+class SplitStep(_Synchronous):
+    """A generator function, or `flat_map`: what it yields are events of their own."""
+
+    def __init__(self, call: Callable[..., Any], outcomes: Outcomes, *, bare: bool, convert: Any, keep_original: bool):
+        super().__init__(call, outcomes, keep_original=keep_original)
+        self._bare = bare
+        self._convert = convert
+        # Splits that turned out long, and are being handed on piece by piece.
+        self._long: dict[asyncio.Task[None], Batch] = {}
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        if self._long:  # what came first goes first
+            return self._later(batch)
+        return self._accept_now(batch)
+
+    def _accept_now(self, batch: Batch) -> Awaitable[None] | None:
+        originals = self._originals(batch)
+        began = perf_counter()
+        results: list[Any] = []
+        for index, event in enumerate(batch):
+            items = self._open(event)
+            many = take(items, event, BATCH_LIMIT)
+            results.append(many)
+            if len(many.items) >= BATCH_LIMIT and many.failed is None:
+                done = batch[: index + 1]
+                self._handled(index + 1, perf_counter() - began)
+                return self._long_split(done, results, originals, items, batch[index + 1 :])
+        self._handled(len(batch), perf_counter() - began)
+        self._restore(batch, results, originals)
+        return self.outcomes.sort_out(batch, results)
+
+    def _open(self, event: Event[Any]) -> Iterator[Any]:
+        if not self._bare:
+            return _iterate(self.call, event)
+        if self._convert is not None:
+            return _iterate(lambda data: self.call(self._convert(data)), event.data)
+        return _iterate(self.call, event.data)
+
+    def _long_split(
+        self, done: Batch, results: list[Any], originals: Any, items: Iterator[Any], rest: Batch
+    ) -> Awaitable[None]:
+        """The last event of `done` gives more than a batch: hand on what is there, then the rest piece by piece."""
+        event = done[-1]
+        carrier = event._receipt
+        if carrier is not None:
+            # One share stays here until the generator is through; the event carries it.
+            event._receipt = carrier.share(2)
+        self.counters.held += 1
+        self.counters.born += 1
+        keeper = Event(event.data, headers=event.headers, key=event.key, parent=event.parent, ttl=event.ttl)
+        keeper.inherit(event)
+        keeper.tags = event.tags
+        wait = self.outcomes.sort_out(done, results)
+        task = asyncio.get_running_loop().create_task(self._pieces(wait, keeper, items, rest))
+        self._long[task] = [keeper, *rest]
+        task.add_done_callback(lambda task: self._long.pop(task, None))
+        return task
+
+    async def _pieces(
+        self, wait: Awaitable[None] | None, keeper: Event[Any], items: Iterator[Any], rest: Batch
+    ) -> None:
+        if wait is not None:
+            await wait
+        while True:
+            began = perf_counter()
+            many = take(items, keeper, BATCH_LIMIT)
+            self.counters.busy_s += perf_counter() - began
+            last = len(many.items) < BATCH_LIMIT or many.failed is not None
+            carrier = keeper._receipt
+            if last and not many.items and many.failed is None:
+                self.counters.held -= 1
+                self.counters.joined += 1
+                if carrier is not None:
+                    carrier.settle("dropped", 1, "filtered")
+                break
+            if not last:
+                if carrier is not None:
+                    keeper._receipt = carrier.share(2)
+                self.counters.born += 1
+            else:
+                self.counters.held -= 1
+            wait = self.outcomes.sort_out([keeper], [many])
+            if last:
+                if wait is not None:
+                    await wait
+                break
+            if wait is not None:
+                await wait
+            else:
+                await asyncio.sleep(0)
+        self._nothing_held()
+        if rest:
+            wait = self._accept_now(rest)
+            if wait is not None:
+                await wait
+
+    def _later(self, batch: Batch) -> Awaitable[None]:
+        earlier = next(reversed(self._long))
+
+        async def after() -> None:
+            await asyncio.wait([earlier])
+            self._nothing_held()
+            wait = self._accept_now(batch)
+            if wait is not None:
+                await wait
+
+        task = asyncio.get_running_loop().create_task(after())
+        self._long[task] = batch
+        task.add_done_callback(lambda task: self._long.pop(task, None))
+        return task
+
+    def _nothing_held(self) -> None:
+        task = asyncio.current_task()
+        if task in self._long:
+            self._long[task] = []
+
+    def idle(self) -> bool:
+        return not self._long and super().idle()
+
+    def abandon(self) -> int:
+        before = super().abandon()
+        held = [event for batch in self._long.values() for event in batch]
+        for task in list(self._long):
+            task.cancel()
+        self._long.clear()
+        return before + abandon(self.outcomes, held)
+
+
+class ChooseStep(_Synchronous):
+    """A function that names the outbox for each event."""
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        began = perf_counter()
+        chosen = call_all(self.call, batch)
+        self._handled(len(batch), perf_counter() - began)
+        first = chosen[0]
+        if type(first) is str and chosen.count(first) == len(batch):
+            return self.outcomes.send(first, batch)
+        results: list[Any] = []
+        for event, port in zip(batch, chosen, strict=True):
+            if type(port) is str:
+                results.append(event if port == "outbox" else event.to(port))
+            elif port is None or type(port) is Failed:
+                results.append(port)
+            else:
+                error = ModuleError(f"{self.outcomes.name} must choose the name of an outbox, not {port!r}")
+                results.append(Failed(error))
+        return self.outcomes.sort_out(batch, results)
+
+
+class DataStep(_Synchronous):
+    """A function of bare data: `map`, `filter`, or a module annotated with the type of its data.
+
+    A run of these hands the data on beside the events and only the last one writes it back.
+    """
+
+    def __init__(
+        self, call: Callable[..., Any], outcomes: Outcomes, *, role: str, convert: Any, kind: Any, keep_original: bool
+    ):
+        super().__init__(call, outcomes, keep_original=keep_original)
+        self._role = role
+        self._convert = convert
+        self._kind = kind
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        return self._accept_data(batch, [event.data for event in batch])
+
+    def push_data(self, batch: Batch, datas: list[Any]) -> Awaitable[None] | None:
+        """Like `push`; the data stands in `datas`, and what the events have is out of date."""
+        counters = self.counters
+        count = len(batch)
+        counters.received += count
+        counters.held += count
+        if self._held_back is not None:
+            for event, data in zip(batch, datas, strict=True):
+                event.data = data
+            return self._hold(batch)
+        return self._accept_data(batch, datas)
+
+    def _accept_data(self, batch: Batch, datas: list[Any]) -> Awaitable[None] | None:
+        count = len(batch)
+        if self._keep_original:
+            for event, data in zip(batch, datas, strict=True):
+                event.data = data
+        originals = self._originals(batch) if self._keep_original else None
+        began = perf_counter()
+        if self._convert is None or set(map(type, datas)) == {self._kind}:
+            results = call_all(self.call, datas)
+        else:
+            results = call_all(self._converted, datas)
+        self._handled(count, perf_counter() - began)
+        if self._role == "filter":
+            return self._filtered(batch, datas, results, originals)
+        kinds = set(map(type, results))
+        if Failed in kinds or (self._role != "map" and not kinds.isdisjoint(_NOT_DATA)):
+            for event, data in zip(batch, datas, strict=True):
+                event.data = data
+            if originals is not None:
+                self._restore(batch, results, originals)
+            return self.outcomes.sort_out(batch, results)
+        return self._on(batch, results)
+
+    def _converted(self, data: Any) -> Any:
+        return self.call(self._convert(data))
+
+    def _filtered(self, batch: Batch, datas: list[Any], results: list[Any], originals: Any) -> Awaitable[None] | None:
+        if Failed in set(map(type, results)):
+            for event, data in zip(batch, datas, strict=True):
+                event.data = data
+            if originals is not None:
+                self._restore(batch, results, originals)
+            verdicts = [
+                verdict if type(verdict) is Failed else (event if verdict else None)
+                for event, verdict in zip(batch, results, strict=True)
+            ]
+            return self.outcomes.sort_out(batch, verdicts)
+        try:
+            kept = all(results)
+            if not kept:
+                keep = list(map(bool, results))
+        except CAUGHT as error:  # a verdict whose truth cannot be told
+            verdicts = [Failed(error)] * len(batch)
+            return self.outcomes.sort_out(batch, verdicts)
+        if kept:
+            return self._on(batch, datas)
+        dropped = [event for event, stays in zip(batch, keep, strict=True) if not stays]
+        if self.outcomes.is_sink:
+            self.outcomes.deliver(dropped)
+        else:
+            self.outcomes.drop(dropped, "filtered")
+        if len(dropped) == len(batch):
+            return None
+        return self._on(list(itertools.compress(batch, keep)), list(itertools.compress(datas, keep)))
+
+    def _on(self, batch: Batch, datas: list[Any]) -> Awaitable[None] | None:
+        outcomes = self.outcomes
+        main = outcomes.main
+        if type(main) is Link and type(main.consumer) is DataStep:
+            count = len(batch)
+            main.sent += count
+            outcomes.counters.sent += count
+            return main.consumer.push_data(batch, datas)
+        for event, data in zip(batch, datas, strict=True):
+            event.data = data
+        return outcomes.same(batch)
+
+
+class BatchStep(_Synchronous):
+    """A function of a whole batch."""
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        originals = self._originals(batch)
+        began = perf_counter()
+        try:
+            answer = self.call(list(batch))
+        except CAUGHT as error:
+            answer = error
+        self._handled(len(batch), perf_counter() - began)
+        return batch_outcome(self.outcomes, batch, answer, originals)
+
+
+_NOT_DATA = frozenset((type(None), Event, Routed))
+
+
+def sync_step(handling: Handling, outcomes: Outcomes, *, keep_original: bool = False) -> Any:
+    """The step for a handling that never waits."""
+    if handling.role == "choose":
+        return ChooseStep(handling.call, outcomes, keep_original=keep_original)
+    if handling.receives == "events":
+        return BatchStep(handling.call, outcomes, keep_original=keep_original)
+    convert = converter(handling.input_type)
+    if handling.shape == "generator" or handling.role == "flat_map":
+        bare = handling.receives == "data"
+        return SplitStep(handling.call, outcomes, bare=bare, convert=convert, keep_original=keep_original)
+    if handling.receives == "data":
+        return DataStep(
+            handling.call,
+            outcomes,
+            role=handling.role,
+            convert=convert,
+            kind=handling.input_type,
+            keep_original=keep_original,
+        )
+    return EventStep(handling.call, outcomes, keep_original=keep_original)
+
+
+def converter(kind: Any) -> Callable[[Any], Any] | None:
+    """What converts data to an annotated type, or None where nothing is to be done."""
+    if kind is Any or kind is object:
+        return None
+
+    def convert(data: Any) -> Any:
+        if type(data) is kind:
+            return data
+        try:
+            return convert_value(data, kind)
+        except msgspec.ValidationError as error:
+            raise TypeError(f"the data is not what the module takes: {error}") from None
+
+    return convert
+
+
+def call_all(call: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
+    """What `call` answers to each argument, with a `Failed` where it raised. Always as many as there are arguments."""
+    results: list[Any] = []
+    calls = map(call, arguments)
+    while True:
+        try:
+            results.extend(calls)
+        except CAUGHT as error:
+            results.append(Failed(error))
+            continue
+        if len(results) == len(arguments):
+            return results
+        # A StopIteration inside the function looks like the end of the batch: half of it would vanish.
+        results.append(Failed(ModuleError("the function raised StopIteration")))
+
+
+def _iterate(call: Callable[[Any], Any], argument: Any) -> Iterator[Any]:
+    yield from call(argument)
+
+
+def take(items: Iterator[Any], event: Event[Any], most: int) -> Many:
+    """Up to `most` items of one event's split. Copies the event itself where it is yielded: it may yet be changed."""
+    found: list[Any] = []
+    try:
+        for item in itertools.islice(items, most):
+            found.append(own_item(item, event))
+    except CAUGHT as error:
+        return Many(found, Failed(error))
+    return Many(found)
+
+
+def own_item(item: Any, event: Event[Any]) -> Any:
+    if item is event:
+        return as_child(event)
+    if type(item) is Routed and item.target is event:
+        return as_child(event).to(item.outbox)
+    return item
+
+
+def as_child(event: Event[Any]) -> Event[Any]:
+    child = event.duplicate(None)
+    child._id = None
+    return child
+
+
+def snapshot(event: Event[Any]) -> tuple[Any, dict[str, Any]]:
+    return copy_data(event.data), copy_data(event.headers)
+
+
+def batch_outcome(
+    outcomes: Outcomes, batch: Batch, answer: Any, originals: Any = None, attempts: int = 1
+) -> Awaitable[None] | None:
+    """Settle what a batch function answered: events, None, or the exception it raised.
+
+    An output that is one of the inputs carries its own share. New outputs, as many as there are inputs, stand for them
+    one to one; otherwise they carry together the shares of all the inputs that were not returned.
+    """
+    results: list[Any] = [None] * len(batch)
+    if isinstance(answer, BatchFailed):
+        for index, error in answer.errors.items():
+            if 0 <= index < len(batch):
+                results[index] = Failed(error, attempts)
+        answer = (
+            [event for event, result in zip(batch, results, strict=True) if result is None]
+            if (answer.result is None)
+            else answer.result
+        )
+    elif isinstance(answer, BaseException):
+        results = [Failed(answer, attempts) for _ in batch]
+        answer = []
+    if originals is not None:
+        for event, result, original in zip(batch, results, originals, strict=True):
+            if result is not None:
+                event.data, event.headers = original
+                result.touched = False
+    if outcomes.is_sink:
+        return outcomes.sort_out(batch, results)
+    if answer is None:
+        answer = []
+    if not isinstance(answer, list | tuple) or not all(isinstance(item, Event) for item in answer):
+        error = ModuleError(f"{outcomes.name} takes a batch and must answer with a list of Events")
+        return outcomes.sort_out(batch, [result or Failed(error) for result in results])
+    places = {id(event): index for index, event in enumerate(batch)}
+    fresh: Batch = []
+    for item in answer:
+        target = item.target if type(item) is Routed else item
+        place = places.pop(id(target), None)
+        if place is None or results[place] is not None:
+            fresh.append(item)
+        else:
+            results[place] = item
+    missing = [index for index in places.values() if results[index] is None]
+    if not fresh or not missing:
+        # Extra events without an input of their own are children of the last input that went on.
+        if fresh:
+            hosts = [index for index, result in enumerate(results) if result is not None and type(result) is not Failed]
+            host = hosts[-1] if hosts else 0
+            first = as_child(batch[host]) if results[host] is batch[host] else results[host]
+            results[host] = Many([first, *fresh])
+        return _in_order(outcomes, batch, results, answer)
+    if len(fresh) == len(missing):
+        for index, item in zip(missing, fresh, strict=True):
+            results[index] = item
+        return _in_order(outcomes, batch, results, answer)
+    if len(missing) == 1:
+        results[missing[0]] = Many(fresh)
+        return _in_order(outcomes, batch, results, answer)
+    pack = join_events([batch[index] for index in missing], fresh[0])
+    outcomes.counters.joined += len(missing) - 1
+    kept = [index for index in range(len(batch)) if index not in set(missing)]
+    events = [*(batch[index] for index in kept), pack]
+    answers = [*(results[index] for index in kept), fresh[0] if len(fresh) == 1 else Many(fresh)]
+    if len(fresh) == 1:
+        item = fresh[0]
+        answers[-1] = pack.to(item.outbox) if type(item) is Routed else pack
+    return outcomes.sort_out(events, answers)
+
+
+def _in_order(outcomes: Outcomes, batch: Batch, results: list[Any], answer: Sequence[Any]) -> Awaitable[None] | None:
+    """Sort out in the order that the batch function gave its answers."""
+    rank = {id(item): position for position, item in enumerate(answer)}
+    order = sorted(range(len(batch)), key=lambda index: rank.get(id(results[index]), len(rank)))
+    if order != list(range(len(batch))):
+        batch = [batch[index] for index in order]
+        results = [results[index] for index in order]
+    return outcomes.sort_out(batch, results)
+
+
+def join_events(members: Batch, result: Event[Any]) -> Event[Any]:
+    """`result` (a new event, or one in an envelope) made to carry the shares of all members."""
+    pack = result.target if type(result) is Routed else result
+    assert pack is not None
+    if pack._receipt is not None:
+        pack = pack.duplicate(None)
+        pack._id = None
+    carriers = [member._receipt for member in members if member._receipt is not None]
+    pack._receipt = Slot(*carriers) if carriers else None
+    if pack.parent is None:
+        pack.parent = members[0].id
+    ttls = [member.ttl for member in members if member.ttl is not None]
+    pack.ttl = min(ttls) if ttls else pack.ttl
+    return pack
+
+
+def abandon(outcomes: Outcomes, held: Batch) -> int:
+    """Fail events that are still held when the deadline has passed; failure routes are not tried any more."""
+    for event in held:
+        outcomes.counters.failed += 1
+        outcomes.counters.held -= 1
+        outcomes.counters.reasons["failed", "abandoned"] += 1
+        receipt = event._receipt
+        if receipt is not None:
+            error = Abandoned(f"the flow stopped before {outcomes.name} was done with it")
+            receipt.settle("failed", 1, "abandoned", make_failure(outcomes.name, Failed(error)))
+    return len(held)
+
+
+def warn_held(name: str, counters: Counters, count: int, seconds: float) -> None:
+    if counters.warned:
+        return
+    counters.warned = True
+    _log.warning(
+        "%s held the event loop for %.0f ms (%d event%s): everything else waited. If it blocks, say thread: true",
+        name,
+        seconds * 1000,
+        count,
+        "" if count == 1 else "s",
+    )
