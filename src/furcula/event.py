@@ -160,19 +160,15 @@ class Event(msgspec.Struct, Generic[T], gc=False, eq=False):
 
     def duplicate(self, receipt: Carrier | None) -> Event[T]:
         """The same event a second time (same id), with data of its own, for another consumer."""
-        return Event(
-            copy_data(self.data),
-            copy_data(self.headers) if self.headers else {},
-            receipt,
-            self.key,
-            self.parent,
-            self.ttl,
-            self.tags,
-            self.failures,
-            None if self._scratch is None else dict(self._scratch),
-            self._created,
-            self.numbered()._id,
-        )
+        if self._id is None:
+            self._id = _next_number()
+        twin: Event[T] = _shallow(self)
+        twin.data = copy_data(self.data)
+        twin.headers = copy_data(self.headers) if self.headers else {}
+        twin._receipt = receipt
+        if self._scratch is not None:
+            twin._scratch = dict(self._scratch)
+        return twin
 
     def inherit(self, source: Event[Any]) -> None:
         """Take over identity, lineage and receipt of the event this one was made from, one to one."""
@@ -393,21 +389,29 @@ class _WireRest(msgspec.Struct):
 _ATOMS = frozenset((str, int, float, bool, type(None), bytes, complex, frozenset))
 
 
+_shallow: Any = msgspec.Struct.__copy__  # type: ignore[attr-defined]
+
+
 def copy_data(data: Any) -> Any:
     """A copy of `data` that shares nothing mutable with it.
 
     Dicts, lists, tuples and sets are copied recursively (a fifth of deepcopy's time); anything else by `deepcopy`.
     """
     kind = type(data)
-    if kind in _ATOMS:
-        return data
     if kind is dict:
         new = data.copy()
-        if not _ATOMS.issuperset(map(type, data.values())):
-            for name, value in data.items():
-                if type(value) not in _ATOMS:
-                    new[name] = copy_data(value)
+        for value in data.values():
+            kind = type(value)
+            if kind is not str and kind is not int and kind not in _ATOMS:
+                break
+        else:
+            return new
+        for name, value in data.items():
+            if type(value) not in _ATOMS:
+                new[name] = copy_data(value)
         return new
+    if kind in _ATOMS:
+        return data
     if kind is list:
         if _ATOMS.issuperset(map(type, data)):
             return data.copy()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from furcula.cli.command import REFUSED, Command, Told, say
+from furcula.cli.command import REFUSED, Command, ending, say
 from furcula.cli.target import open_flow
 from furcula.errors import ConfigurationError
 
@@ -31,7 +31,7 @@ def check(flows: tuple[str, ...], overrides: tuple[str, ...]) -> None:
             say(f"warning: {warning}")
         click.echo(f"{target}: ok ({_count(flow.places, 'module')}, {_count(flow.routes, 'route')})")
     if refused:
-        raise Told("", REFUSED)
+        raise ending("", REFUSED)
 
 
 def _count(things: object, noun: str) -> str:

@@ -11,7 +11,7 @@ import click
 
 from furcula.errors import ConfigurationError, FurculaError
 
-__all__ = ["FAILED", "INTERRUPTED", "REFUSED", "Command", "Told", "say"]
+__all__ = ["FAILED", "INTERRUPTED", "REFUSED", "Command", "ending", "say"]
 
 #: Exit codes. They are part of the interface: scripts rely on them.
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
@@ -24,16 +24,11 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-class Told(click.ClickException):
-    """A mistake in the words that are shown, and the exit code that goes with it."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
-
-    def show(self, file: Any = None) -> None:
-        if self.message:
-            click.echo(self.message, file=file, err=file is None)
+def ending(message: str, exit_code: int) -> click.exceptions.Exit:
+    """Say `message` (which may be empty); what is returned, raised, ends the command with `exit_code`."""
+    if message:
+        say(message)
+    return click.exceptions.Exit(exit_code)
 
 
 class Command(click.Command):
@@ -55,19 +50,19 @@ class Command(click.Command):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
-            raise Told("", INTERRUPTED) from None
+            raise ending("", INTERRUPTED) from None
         except Exception as error:
             if with_traceback:
                 say("".join(traceback.format_exception(error)).rstrip())
             raise _told(error) from None
 
 
-def _told(error: Exception) -> Told:
+def _told(error: Exception) -> click.exceptions.Exit:
     if isinstance(error, ConfigurationError):
-        return Told(str(error), REFUSED)
+        return ending(str(error), REFUSED)
     if isinstance(error, FurculaError):
-        return Told(f"{error}\n--traceback shows where it was raised", FAILED)
-    return Told(f"{type(error).__name__}: {error}\n--traceback shows where it was raised", FAILED)
+        return ending(f"{error}\n--traceback shows where it was raised", FAILED)
+    return ending(f"{type(error).__name__}: {error}\n--traceback shows where it was raised", FAILED)
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -89,7 +84,7 @@ class _Line(logging.Formatter):
     """`12:30:01 WARNING orders/price: …`, with the flow and the module where the record has them."""
 
     def format(self, record: logging.LogRecord) -> str:
-        flow, place = getattr(record, "flow", ""), getattr(record, "place", "")
+        flow, place = getattr(record, "flow", ""), getattr(record, "furcula_module", "")
         where = "/".join(part for part in (flow, place) if part) or record.name
         time = self.formatTime(record, "%H:%M:%S")
         text = f"{time} {record.levelname} {where}: {record.getMessage()}"

@@ -24,7 +24,7 @@ from furcula.errors import ConfigurationError, Problem, nearest
 from furcula.flow import FlowGraph
 from furcula.run import Flow
 
-__all__ = ["TOP_KEYS", "load", "loads"]
+__all__ = ["TOP_KEYS", "load", "loads", "read_text"]
 
 #: What a flow file may say.
 TOP_KEYS = ("flow", "modules", "routes", "dead_letter", "ttl", "expose")
@@ -43,7 +43,7 @@ def load(path: str | Path, *, overrides: Iterable[str] = (), environment: Mappin
         ConfigurationError: With every problem, each as `file:line:column: path: message`.
     """
     file = Path(path)
-    return _File(str(path), file.parent, environment, (file.resolve(),)).flow(_read(file), overrides)
+    return _File(str(path), file.parent, environment, (file.resolve(),)).flow(read_text(file), overrides)
 
 
 def loads(
@@ -58,7 +58,8 @@ def loads(
     return _File(name, None if folder is None else Path(folder), environment, ()).flow(text, overrides)
 
 
-def _read(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """The text of a file, or the problem with it as a ConfigurationError."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -194,7 +195,7 @@ class _File:
             return False
         inner_file = _File(str(file), file.parent, self.environment, (*self.stack, file.resolve()), True)
         try:
-            text = _read(file)
+            text = read_text(file)
         except ConfigurationError as error:
             self.report(f"{use.value} {error.problems[0].message}", path, use.location)
             return False

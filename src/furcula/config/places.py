@@ -106,12 +106,8 @@ def place_module(flow: FlowGraph, name: str, node: Node, location: str, folder: 
 
 
 def _known(path: str, reported: list[str]) -> bool:
-    """Was this, a part of it, or what it is part of reported already?"""
-    here = f"{path}."
-    # What is missing is reported at the mapping it is missing from, which says nothing about its other parts.
-    return any(
-        f"{other}.".startswith(here) or (here.startswith(f"{other}.") and other.count(".") > 2) for other in reported
-    ) or (".with." in path and path.rpartition(".")[0] in reported)
+    """Is this about an argument, where the walk through the file has found all that is wrong with those already?"""
+    return ".with." in path and any(".with" in other for other in reported)
 
 
 class _Reading:

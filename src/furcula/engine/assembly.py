@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from furcula.engine.attempts import BreakerState, is_stop, retrying, single
 from furcula.engine.batches import BatchPool
 from furcula.engine.counters import BATCH_LIMIT, Counters, TimeSlice
+from furcula.engine.crossing import Crossing
 from furcula.engine.cycles import BackEdge, Region
 from furcula.engine.join import Join, JoinInbox
 from furcula.engine.outcome import Failed, Outcomes
@@ -23,9 +24,10 @@ from furcula.engine.steps import CAUGHT, converter, snapshot, sync_step
 from furcula.errors import ConfigurationError, Problem, StartFailed
 from furcula.event import Event
 from furcula.flow import FlowGraph
-from furcula.graph import EXCEPTION_PORTS, Place, Route
+from furcula.graph import EXCEPTION_PORTS, Place
 from furcula.module import Handling, Source, describe
 from furcula.receipt import Origin
+from furcula.transport import Transport
 
 __all__ = ["Assembly", "ModuleRun"]
 
@@ -80,8 +82,7 @@ class Assembly:
     """All parts of one run.
 
     Args:
-        replace: Instead of building a route's consumer here, ask this function for it; None from it: build it here.
-            For routes that are cut through a transport.
+        cut: Routes (as their text) that go through a transport.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Assembly:
         now: Callable[[], float],
         monotonic: Callable[[], float],
         batch_limit: int = BATCH_LIMIT,
-        replace: Callable[[Route, Any, ModuleRun], Consumer | None] | None = None,
+        cut: Mapping[str, Transport] | None = None,
     ):
         self.flow = flow
         self.plan = plan
@@ -104,7 +105,8 @@ class Assembly:
         self._now = now
         self._monotonic = monotonic
         self._batch_limit = batch_limit
-        self._replace = replace
+        self._cut = cut or {}
+        self.crossings: list[Crossing] = []
         for name, place in flow.places.items():
             self.modules[name] = self._module(place, plan.modules[name])
         self._connect()
@@ -345,10 +347,11 @@ class Assembly:
 
     def _consumer(self, planned: RoutePlan, target: ModuleRun, inbox: str, name: str) -> Consumer:
         entry = target.entries[inbox]
-        if planned.route is not None and self._replace is not None:
-            replaced = self._replace(planned.route, entry, target)
-            if replaced is not None:
-                return replaced
+        transport = self._cut.get(name) if planned.route is not None else None
+        if transport is not None and planned.way != "back":
+            crossing = Crossing(transport, name, entry, target.arrivals, self.origin(f"cut({name})"), target.name)
+            self.crossings.append(crossing)
+            return crossing
         if planned.way == "direct":
             return entry  # type: ignore[no-any-return]
         if planned.way == "back":

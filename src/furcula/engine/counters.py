@@ -11,7 +11,7 @@ from furcula.engine.statistics import ModuleStatistics
 __all__ = ["BATCH_LIMIT", "HELD_LOOP_S", "Counters", "Pace", "TimeSlice"]
 
 #: The most events that move together.
-BATCH_LIMIT = 256
+BATCH_LIMIT = 512
 #: A module whose own code keeps the loop longer than this is named in a warning.
 HELD_LOOP_S = 0.1
 #: What all sources together may use of one turn of the loop before they let others run.

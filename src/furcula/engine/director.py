@@ -12,7 +12,7 @@ import inspect
 import logging
 import signal
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ from furcula.errors import (
 )
 from furcula.event import Event
 from furcula.flow import FlowGraph
-from furcula.graph import Route
 from furcula.options import Duration
 from furcula.receipt import Origin, Receipt, Slot, Tracked
+from furcula.transport import Transport
 
 __all__ = ["Director"]
 
@@ -55,8 +55,7 @@ class Director:
         now: The clock for `event.created` and schedules: Unix time in seconds.
         queue_everywhere: Put a queue of this size before every module, whatever the options say. For tests.
         batch_limit: The most events that move together.
-        cut: Asked for each route; gives the consumer to use in place of the route's target, or None. For tests and
-            transports.
+        cut: Routes, as their text (`a -> b`), whose events go through a transport.
 
     Raises:
         ConfigurationError: The flow has problems, or a module's arguments are wrong.
@@ -70,7 +69,7 @@ class Director:
         now: Callable[[], float] = time.time,
         queue_everywhere: int | None = None,
         batch_limit: int = BATCH_LIMIT,
-        cut: Callable[[Route, Any, ModuleRun], Consumer | None] | None = None,
+        cut: Mapping[str, Transport] | None = None,
     ):
         flow.check()
         self.flow = flow
@@ -88,7 +87,7 @@ class Director:
             now=now,
             monotonic=self._monotonic,
             batch_limit=self._batch_limit,
-            replace=cut,
+            cut=cut,
         )
         self.modules = self._assembly.modules
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -101,8 +100,8 @@ class Director:
         self._started_modules: list[ModuleRun] = []
         self._began = 0.0
         self._seconds = 0.0
-        #: More that must be idle before the flow is drained: transports between its parts.
-        self.carriers: list[Any] = []
+        self._transports = list({id(transport): transport for transport in (cut or {}).values()}.values())
+        self._crossings = self._assembly.crossings
 
     # ------------------------------------------------------------------ start
 
@@ -132,6 +131,10 @@ class Director:
         if any(run.entrance is not None for run in self.modules.values()):
             self._unfinished = {run.name for run in self.modules.values() if run.entrance is not None}
         try:
+            for transport in self._transports:
+                await transport.open()
+            for crossing in self._crossings:
+                self._spawn(crossing.receive(), f"crossing to {crossing.target}")
             for run in self._from_sinks():
                 self._started_modules.append(run)
                 await self._start_module(run)
@@ -271,7 +274,7 @@ class Director:
         origin = entrance.origin if entrance is not None else self._assembly.origin(f"put({name})")
         event = data if type(data) is Event and data._receipt is None else Event(data)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        slot = Tracked(Receipt(origin, 1, self._now()), settled=lambda slot: _resolve(done))
+        slot = Tracked((Receipt(origin, 1, self._now()),), 1, lambda slot: _resolve(done), self._now())
         wait = self._enter(run, event, slot, inbox)
         if wait is not None:
             await wait
@@ -311,7 +314,7 @@ class Director:
         event = data if type(data) is Event and data._receipt is None else Event(data)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        request = Request(entrance.origin, future, gather=gather, created=self._now())
+        request = Request.of(entrance.origin, future, gather=gather, created=self._now())
         limit = float(Duration(timeout))
         timer = loop.call_later(limit, _pass_deadline, future, name, limit)
         try:
@@ -398,9 +401,7 @@ class Director:
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
         if self._stopping is None:
-            _log.warning(
-                "%s: %s: draining for at most %g s; again ends at once", self.flow.name, name, self.deadline_s
-            )
+            _log.warning("%s: %s: draining for at most %g s; again ends at once", self.flow.name, name, self.deadline_s)
             self.request_stop()
         else:
             _log.warning("%s: %s again: ending at once", self.flow.name, name)
@@ -455,14 +456,15 @@ class Director:
                 self.resume(run.name)
         for component in self.plan.order:
             await self._drain([self.modules[name] for name in component if name in self.modules])
-        for entrance in self._entrances():
-            entrance.closed = True
+        await self._until(lambda: all(crossing.settled() for crossing in self._crossings))
         if timer is not None:
             timer.cancel()
         self._abandon()
         await self._end_tasks()
         if not self._forced:
             await self._run_stop_hooks()
+        for transport in self._transports:
+            await transport.close()
         for run in self.modules.values():
             if run.executor is not None:
                 run.executor.shutdown(wait=False, cancel_futures=True)
@@ -496,7 +498,7 @@ class Director:
     async def _drain(self, component: list[ModuleRun]) -> None:
         """Wait until these modules hold nothing, and what they kept back has left them too."""
         while not self._expired.is_set():
-            await self._until(lambda: all(run.idle() for run in component) and self._carriers_idle(component))
+            await self._until(lambda: all(run.idle() for run in component) and self._crossings_idle(component))
             if self._expired.is_set():
                 return
             waits: list[Awaitable[None]] = []
@@ -512,9 +514,9 @@ class Director:
             if all(run.idle() for run in component):
                 return
 
-    def _carriers_idle(self, component: list[ModuleRun]) -> bool:
+    def _crossings_idle(self, component: list[ModuleRun]) -> bool:
         names = {run.name for run in component}
-        return all(carrier.idle() for carrier in self.carriers if carrier.target in names)
+        return all(crossing.idle() for crossing in self._crossings if crossing.target in names)
 
     async def _flush(self, run: ModuleRun) -> Awaitable[None] | None:
         hook = getattr(run.instance, "flush", None)
@@ -553,8 +555,8 @@ class Director:
             count = run.abandon()
             if count:
                 self.abandoned[run.name] = self.abandoned.get(run.name, 0) + count
-        for carrier in self.carriers:
-            carrier.abandon()
+        for crossing in self._crossings:
+            crossing.abandon()
         if self.abandoned:
             named = ", ".join(f"{count} in {name}" for name, count in self.abandoned.items())
             _log.error("%s: the deadline passed; abandoned: %s", self.flow.name, named)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any, Protocol
 
 from furcula.event import Event
-from furcula.receipt import Fate, Origin, Receipt, Slot
+from furcula.receipt import Fate, Origin, Receipt, settle_all
 
 __all__ = ["BestEffort", "Consumer", "Fanout", "Link", "Outlet", "Waits", "all_of", "settle"]
 
@@ -44,15 +44,7 @@ def all_of(waits: Sequence[Awaitable[None]]) -> Awaitable[None] | None:
 
 def settle(events: Batch, fate: Fate, reason: str = "", failure: object = None) -> None:
     """Report one fate for the shares of all these events."""
-    receipts = [event._receipt for event in events]
-    first = receipts[0]
-    # Most batches share one receipt, and `count` compares by identity first: 2 % where grouping costs 16.
-    if type(first) is Receipt and receipts.count(first) == len(receipts):
-        first.settle(fate, len(receipts), reason, failure)
-        return
-    for receipt in receipts:
-        if receipt is not None:
-            receipt.settle(fate, 1, reason, failure)
+    settle_all([event._receipt for event in events], fate, reason, failure)
 
 
 class Link:
@@ -132,22 +124,20 @@ class Fanout:
         return all_of(waits)
 
     def _copies(self, batch: Batch, extra: int) -> list[Batch]:
-        shares = extra + 1
-        branches: list[Batch] = [[] for _ in range(shares)]
+        branches: list[Batch] = [[] for _ in range(extra + 1)]
         originals = branches[-1]
+        others = branches[:-1]
         for event in batch:
             receipt = event._receipt
             try:
-                copies = [event.duplicate(receipt) for _ in range(extra)]
+                copies = [event.duplicate(None)] if extra == 1 else [event.duplicate(None) for _ in others]
             except Exception as error:
                 self._cannot_copy(event, error)
                 continue
             if receipt is not None:
-                slot: Slot = receipt.share(shares)
-                event._receipt = slot
-                for copy in copies:
-                    copy._receipt = slot
-            for branch, copy in zip(branches, copies, strict=False):
+                event._receipt = receipt = receipt.share(extra + 1)
+            for branch, copy in zip(others, copies, strict=True):
+                copy._receipt = receipt
                 branch.append(copy)
             originals.append(event)
         return branches

@@ -39,9 +39,7 @@ class Rehearsal:
         try:
             return self._collected[sink]
         except KeyError:
-            raise KeyError(
-                f"{sink!r} is no sink that was replaced; those are {', '.join(self._collected)}"
-            ) from None
+            raise KeyError(f"{sink!r} is no sink that was replaced; those are {', '.join(self._collected)}") from None
 
     def data(self, sink: str) -> list[Any]:
         """The data of the events that came to a sink."""

@@ -13,50 +13,46 @@ from furcula.receipt import Origin, Receipt, Slot, Tracked
 __all__ = ["Request"]
 
 
-class Request(Tracked):
+class Request(Tracked, gc=False, eq=False):
     """The slot of an event that somebody waits for.
 
     The first descendant that reaches the inbox of the module that was asked is the answer. When the slot settles and
     none has, nothing can answer any more, and whoever asked is told so at once.
 
-    Args:
-        origin: Under whose name the request is admitted.
+    Attributes:
         future: Gets the answer, or Unanswered.
         gather: Wait for the settlement, and give all that came back.
-        settled: Called when the slot has settled.
+        on_settled: Called when the slot has settled.
     """
 
-    __slots__ = ("_future", "_gather", "_on_settled", "replies")
+    future: Any = None
+    gather: bool = False
+    on_settled: Callable[[Slot], None] | None = None
+    replies: list[Event[Any]] = []
 
-    def __init__(
-        self,
-        origin: Origin,
-        future: asyncio.Future[Any],
-        *,
-        gather: bool = False,
-        created: float | None = None,
-        settled: Callable[[Slot], None] | None = None,
-    ):
-        super().__init__(Receipt(origin, 1, created), settled=self._ended)
-        self._future = future
-        self._gather = gather
-        self._on_settled = settled
-        self.replies: list[Event[Any]] = []
+    @classmethod
+    def of(
+        cls, origin: Origin, future: asyncio.Future[Any], *, gather: bool = False, created: float | None = None
+    ) -> Request:
+        """Admit one request."""
+        receipt = Receipt(origin, 1, created)
+        return cls((receipt,), created=receipt.created, future=future, gather=gather)
 
-    def answer(self, reply: object) -> bool:
+    def answer(self, reply: object) -> bool | None:
         assert isinstance(reply, Event)
-        if self._future.done() or (self.replies and not self._gather):
+        if self.future.done() or (self.replies and not self.gather):
             return False
         self.replies.append(reply)
-        if not self._gather:
-            self._future.set_result(reply)
+        if not self.gather:
+            self.future.set_result(reply)
         return True
 
-    def _ended(self, slot: Slot) -> None:
-        if not self._future.done():
-            if self._gather and (self.replies or self.fate != "failed"):
-                self._future.set_result(self.replies)
+    def close(self) -> None:
+        super().close()
+        if not self.future.done():
+            if self.gather and (self.replies or self.fate != "failed"):
+                self.future.set_result(self.replies)
             else:
-                self._future.set_exception(Unanswered(self.fate or "dropped", self.reason, self.failure))
-        if self._on_settled is not None:
-            self._on_settled(slot)
+                self.future.set_exception(Unanswered(self.fate or "dropped", self.reason, self.failure))
+        if self.on_settled is not None:
+            self.on_settled(self)

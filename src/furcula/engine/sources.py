@@ -62,9 +62,9 @@ class Entrance:
         count = len(data)
         events: Batch
         created = self._now()
+        kinds = set(map(type, data))
         if slot is None and settled is None:
             receipt = Receipt(self.origin, count, created)
-            kinds = set(map(type, data))
             if Event in kinds or Routed in kinds:
                 events = [_as_event(item) for item in data]
                 for event in events:
@@ -75,11 +75,11 @@ class Entrance:
             events = [_as_event(item) for item in data]
             for event in events:
                 if slot is None:
-                    event._receipt = Tracked(Receipt(self.origin, 1, created), settled=settled)
+                    event._receipt = Tracked((Receipt(self.origin, 1, created),), 1, settled, created)
                 else:
                     event._receipt = slot
         self.counters.received += count
-        if outbox == "outbox" and Routed in set(map(type, data)):
+        if outbox == "outbox" and Routed in kinds:
             return self._by_port(data, events)
         return self._send(outbox, events)
 

@@ -576,7 +576,7 @@ def join_events(members: Batch, result: Event[Any]) -> Event[Any]:
         pack = pack.duplicate(None)
         pack._id = None
     carriers = [member._receipt for member in members if member._receipt is not None]
-    pack._receipt = Slot(*carriers) if carriers else None
+    pack._receipt = Slot(tuple(carriers), 1, None, carriers[0].created) if carriers else None
     if pack.parent is None:
         pack.parent = members[0].id
     ttls = [member.ttl for member in members if member.ttl is not None]

@@ -13,7 +13,7 @@ import errno
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from furcula.codecs import BadFrame, Reader
 from furcula.errors import FurculaError, InputError, Stopped
@@ -23,6 +23,9 @@ from furcula.modules.address import Address, peer_name
 from furcula.modules.received import admit, admit_both, invalid
 
 __all__ = ["TcpListener", "UdpListener"]
+
+#: When the flow stops, what was read waits so long for room. A module that is stuck must not hold up the stop.
+PATIENCE_S: Final = 2.0
 
 
 def _cannot_listen(context: Context, address: Address, error: OSError) -> FurculaError:
@@ -74,19 +77,22 @@ class TcpListener:
         """Host and port as bound."""
         return [s.getsockname()[:2] for s in self._server.sockets] if self._server else []
 
-    def cease(self) -> None:
-        """Accept nothing more and read nothing more. What was read is admitted already."""
+    async def cease(self) -> None:
+        """Accept nothing more and read nothing more. Returns when what was read is admitted."""
         self.ceased = True
         if self._server is not None:
             self._server.close()
         for connection in self.connections:
             connection.cease()
+        if waiting := [connection.waiting for connection in self.connections if connection.waiting is not None]:
+            await asyncio.wait(waiting, timeout=PATIENCE_S)
 
     async def close(self) -> None:
-        self.cease()
+        self.ceased = True
         for connection in list(self.connections):
             connection.close()
         if self._server is not None:
+            self._server.close()
             await self._server.wait_closed()
             await asyncio.sleep(0)  # transports close their sockets one turn of the loop later
         if self.dropped:
@@ -100,7 +106,7 @@ class _Connection(asyncio.Protocol):
         self._headers: dict[str, Any] = {}
         self._transport: asyncio.Transport | None = None
         self._held: list[Any] = []
-        self._waiting: asyncio.Task[None] | None = None
+        self.waiting: asyncio.Task[None] | None = None
         self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -133,13 +139,13 @@ class _Connection(asyncio.Protocol):
     def _take(self, items: list[Any]) -> None:
         if not items:
             return
-        if self._waiting is not None:
+        if self.waiting is not None:
             self._held += items
             return
         waits = self._admit(items)
         if waits is not None and self._transport is not None:
             self._transport.pause_reading()
-            self._waiting = asyncio.ensure_future(self._wait(waits))
+            self.waiting = asyncio.ensure_future(self._wait(waits))
 
     def _admit(self, items: list[Any]) -> Awaitable[None] | None:
         try:
@@ -156,7 +162,7 @@ class _Connection(asyncio.Protocol):
             await asyncio.shield(waits)
             items, self._held = self._held, []
             waits = self._admit(items) if items else None
-        self._waiting = None
+        self.waiting = None
         if self._transport is not None and not self._transport.is_closing() and not self._listener.ceased:
             self._transport.resume_reading()
 
@@ -165,8 +171,8 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def close(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
+        if self.waiting is not None:
+            self.waiting.cancel()
         if self._transport is not None:
             self._transport.abort()
 
@@ -304,8 +310,8 @@ class UdpListener:
                 await asyncio.sleep(0)
         self._waiting = None
 
-    def cease(self) -> None:
-        """Admit what has arrived, and read no more."""
+    async def cease(self) -> None:
+        """Read what has arrived, and no more. Returns when it is admitted."""
         if self._ceased or self._socket is None:
             return
         self._ceased = True
@@ -313,11 +319,14 @@ class UdpListener:
             if not self._readable():
                 break
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        if self._waiting is not None:
+            await asyncio.wait([self._waiting], timeout=PATIENCE_S)
 
     async def close(self) -> None:
         if self._socket is None:
             return
-        self.cease()
+        if not self._ceased:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
         if self._waiting is not None:
             self._waiting.cancel()
             self._drop(len(self._pending))

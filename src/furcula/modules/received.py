@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from furcula.codecs import BadFrame
 from furcula.codecs.framing import EXCERPT
 from furcula.event import MISSING, Event
 from furcula.module import Context
+from furcula.receipt import Slot
 
 __all__ = ["admit", "admit_both", "invalid"]
 
@@ -31,10 +32,15 @@ def admit(context: Context, items: list[Any], headers: dict[str, Any]) -> Awaita
     return admit_both(context, good, [invalid(item, headers) for item in items if type(item) is BadFrame])
 
 
-def admit_both(context: Context, good: list[Event[Any]], bad: list[Event[Any]]) -> Awaitable[None] | None:
+def admit_both(
+    context: Context,
+    good: list[Event[Any]],
+    bad: list[Event[Any]],
+    settled: Callable[[Slot], None] | None = None,
+) -> Awaitable[None] | None:
     """Admit events to `outbox` and to `invalid`."""
-    waits = context.admit(good) if good else None
-    also = context.admit(bad, "invalid") if bad else None
+    waits = context.admit(good, settled=settled) if good else None
+    also = context.admit(bad, "invalid", settled=settled) if bad else None
     if waits is None or also is None:
         return also if waits is None else waits
     return _one_after_the_other(waits, also)

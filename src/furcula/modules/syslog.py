@@ -82,9 +82,9 @@ class SyslogListen(Source):
     def _reader(self) -> Reader:
         return Reader(SyslogFramer(self._max_message), parse)
 
-    def cease(self) -> None:
+    async def cease(self) -> None:
         for listener in self._listeners:
-            listener.cease()
+            await listener.cease()
 
     async def stop(self) -> None:
         listeners, self._listeners = self._listeners, []

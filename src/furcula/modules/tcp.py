@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar, Final, cast
 
-from furcula.codecs import Framing, Reader, codec as codec_named
+from furcula.codecs import Framing, Reader
+from furcula.codecs import codec as codec_named
 from furcula.event import Event
 from furcula.module import BatchFailed, Context, Module, Source
 from furcula.modules.address import Address
@@ -67,9 +68,9 @@ class TcpListen(Source):
     def _reader(self) -> Reader:
         return Reader.of(self._framing.framer(self._max_frame), self._codec)
 
-    def cease(self) -> None:
+    async def cease(self) -> None:
         if self._listener is not None:
-            self._listener.cease()
+            await self._listener.cease()
 
     async def stop(self) -> None:
         if self._listener is not None:

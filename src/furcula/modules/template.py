@@ -40,7 +40,9 @@ class _Seen:
 
 
 def compile_text(text: str) -> Callable[[Event[Any]], str]:
-    """What renders `text` for an event. It sees `data`, `headers` and `event`; a text without placeholders costs nothing.
+    """What renders `text` for an event.
+
+    The template sees `data`, `headers` and `event`. A text without placeholders costs nothing.
 
     Raises:
         ValueError: It is no template; the message names the line.
@@ -57,8 +59,8 @@ def compile_text(text: str) -> Callable[[Event[Any]], str]:
 class Template(Module):
     """Render a template for each event, and put the text into it.
 
-    The template is Jinja's, in a sandbox. It sees `data`, `headers` and `event` (id, created, key, tags, failures). What
-    it names and the event has not makes the event fail.
+    The template is Jinja's, in a sandbox. It sees `data`, `headers` and `event` (id, created, key, tags, failures).
+    What it names and the event has not makes the event fail.
 
     Args:
         template: The template.

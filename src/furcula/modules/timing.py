@@ -115,7 +115,7 @@ class Interval(Source):
         begin = clock()
         slot = 0 if self._immediately else 1
         for tick in itertools.count(1) if self._count is None else range(1, self._count + 1):
-            while (wait := begin + slot * self._every - clock()) > _NOW_S:
+            while (wait := begin + slot * self._every - clock()) > _NOW_S:  # noqa: ASYNC110 -- it waits for a time
                 await asyncio.sleep(wait)
             yield {"tick": tick, "at": self._context.now()} if self._data is None else copy_data(self._data)
             # Counted from the beginning, so errors do not add up; and never a slot that has passed.
@@ -155,7 +155,7 @@ class Cron(Source):
         moments = CronSim(self._schedule, datetime.datetime.fromtimestamp(now(), self._zone))
         due = next(moments).timestamp()
         while True:
-            while (wait := due - now()) > _NOW_S:
+            while (wait := due - now()) > _NOW_S:  # noqa: ASYNC110 -- it waits for a time
                 await asyncio.sleep(min(wait, self.LONGEST_SLEEP_S))
             following = next(moments).timestamp()
             while following <= now():

@@ -67,9 +67,9 @@ class UdpListen(Source):
         await listener.open()
         self._listener = listener
 
-    def cease(self) -> None:
+    async def cease(self) -> None:
         if self._listener is not None:
-            self._listener.cease()
+            await self._listener.cease()
 
     async def stop(self) -> None:
         if self._listener is not None:

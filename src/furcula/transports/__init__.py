@@ -1,0 +1,1 @@
+"""Keepers of the transport contract. So far: `memory`."""
