@@ -225,8 +225,7 @@ def test_a_line_above_the_limit_is_reported_once_and_reading_goes_on_behind_it()
         b"fine",
         BadFrame("longer than 100 bytes", b"y" * 200),
         b"last",
-    ] or [type(frame) for frame in found] == [bytes, BadFrame, bytes, BadFrame, bytes]
-    assert [frame for frame in found if isinstance(frame, bytes)] == [b"ok", b"fine", b"last"]
+    ]
 
 
 def test_a_delimiter_cut_in_two_ends_a_frame_above_the_limit() -> None:

@@ -28,8 +28,9 @@ class _Missing:
         return False
 
 
-#: What `Event.get` compares against where no default was given.
+#: Stands for nothing where None would be something: `event.get(path, MISSING)`.
 MISSING: Final = _Missing()
+_REQUIRED: Final = _Missing()
 
 # An id is a prefix that no two processes share and a counter: 30 ns where uuid4 takes 1,500. The number is drawn on
 # first use, because most events of a fused run are never asked for their id.
@@ -198,7 +199,7 @@ class Event(msgspec.Struct, Generic[T], gc=False, eq=False):
 
     # ------------------------------------------------------------------ dotted paths
 
-    def get(self, path: str, default: Any = MISSING) -> Any:
+    def get(self, path: str, default: Any = _REQUIRED) -> Any:
         """The value at a dotted path: `data.user.name`, `headers.host`, `data.items.0`, `tags`.
 
         Raises:
@@ -209,7 +210,7 @@ class Event(msgspec.Struct, Generic[T], gc=False, eq=False):
         for part in _parts(path):
             found = _step(value, part, at_root=not walked)
             if found is MISSING:
-                if default is not MISSING:
+                if default is not _REQUIRED:
                     return default
                 raise KeyError(_nothing_at(path, walked, part, value))
             walked.append(part)

@@ -302,7 +302,10 @@ class _Teller:
                 yield f"{route}: overflow {route.overflow or 'drop-newest'}, counted"
         for place in handling:
             for port in self._unconnected(place):
-                yield f"{place.name}.{port} leads nowhere: dropped, counted"
+                if port in place.optional:
+                    yield f"on purpose: {place.name} drops what leaves by {port}"
+                else:
+                    yield f"{place.name}.{port} leads nowhere: dropped, counted"
             if place.role == "filter":
                 yield f"on purpose: {place.name} filters"
 

@@ -172,7 +172,7 @@ class FlowGraph:
             found.append(Problem(str(error), path, location))
         bound: dict[str, Any] = {}
         handling: Handling | None = None
-        is_class = isinstance(subject, type)
+        is_class = isinstance(subject, type) and role == "module"
         is_source = _is_source(subject) if source is None else source
         if callable(subject) and (is_class or arguments):
             bound, wrong = bind_arguments(subject, arguments, skip=0 if is_class or is_source else 1)
@@ -191,7 +191,8 @@ class FlowGraph:
             ports["inboxes"] = tuple(getattr(declared, "inboxes", ("inbox",)))
             ports["outboxes"] = tuple(getattr(declared, "outboxes", ("outbox",)))
             ports["optional"] = tuple(getattr(declared, "optional", ()))
-            ports.update(_ports_by_arguments(declared, bound))
+            if not found:  # what depends on wrong arguments would only hide what is wrong
+                ports.update(_ports_by_arguments(declared, bound))
         if inboxes is not None:
             ports["inboxes"] = tuple(inboxes)
         if outboxes is not None:
@@ -414,11 +415,11 @@ def _is_source(subject: Any) -> bool:
 def _handling_of(subject: Any, role: Role, is_source: bool) -> Handling | None:
     if is_source:
         return _source_handling(subject)
-    if isinstance(subject, type):
+    if isinstance(subject, type) and role == "module":
         for method in ("process_batch", "process", "choose"):
             handler = getattr(subject, method, None)
             if handler is not None:
-                return describe(types.MethodType(handler, None), "choose" if method == "choose" else role)
+                return describe(types.MethodType(handler, object()), "choose" if method == "choose" else "module")
         raise TypeError(f"{subject.__name__} has no process(event): a module needs one, or derives from Source")
     if hasattr(subject, "process") and not callable(subject):
         raise TypeError(f"give the class {type(subject).__name__} and its arguments, not an instance of it")

@@ -85,8 +85,12 @@ class Context(Protocol):
     def emit(self, events: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None:
         """Send out events that no incoming event caused, under this module's own name as origin."""
 
-    def finished(self) -> None:
-        """Say that this source will admit nothing more. The flow ends when all its sources have."""
+    def finished(self, error: BaseException | None = None) -> None:
+        """Say that this source will admit nothing more. The flow ends when all its sources have.
+
+        Args:
+            error: Why, if it is not as it should be: the run then ends with SourceFailed, once all is settled.
+        """
 
 
 class Module:
@@ -120,6 +124,9 @@ class Source(Module):
     """
 
     inboxes: ClassVar[tuple[str, ...]] = ()
+    #: What it does with an event's fate: `request` (answers whoever asked), `position` (does not pass what is not
+    #: settled), or `none`. For `explain`.
+    acknowledges: ClassVar[str] = "none"
 
 
 class BatchFailed(Exception):
@@ -200,6 +207,8 @@ def describe(call: Callable[..., Any], role: Role = "module") -> Handling:
     receives: Literal["event", "data", "events"]
     input_type: Any = Any
     if role in ("map", "filter", "flat_map"):
+        if annotation is not None and _is_event(annotation):
+            raise TypeError(f"{_name_of(plain)} takes an Event; {role} is for functions of bare data, use module")
         receives, input_type = "data", Any if annotation is None else annotation
     elif annotation is None or _is_event(annotation):
         receives, input_type = "event", _event_data(annotation)

@@ -208,12 +208,14 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in changes:
             if name not in known:
                 raise ValueError(f"there is no option {name!r}{nearest(name, known)}")
-        values = {name: convert_value(value, cls.__annotations_resolved__()[name]) for name, value in changes.items()}
+        kinds = cls.kinds()
+        values = {name: convert_value(value, kinds[name]) for name, value in changes.items()}
         return msgspec.structs.replace(options or cls(), **values)
 
     @classmethod
-    def __annotations_resolved__(cls) -> dict[str, Any]:
-        return {field.name: field.type for field in msgspec.structs.fields(cls)}
+    def kinds(cls) -> dict[str, Any]:
+        """The type of each option as YAML may give it (a key that is a function is not YAML's to give)."""
+        return {field.name: field.type for field in msgspec.structs.fields(cls)} | {"key": str | None}
 
 
 def exception_class(name: Any) -> type[BaseException]:
@@ -255,8 +257,6 @@ def convert_value(value: Any, kind: Any) -> Any:
     Raises:
         ValueError: It cannot be converted; the message says why, and where inside the value (`at $.delay`).
     """
-    if callable(value) and not isinstance(value, type):
-        return value
-    if isinstance(value, msgspec.Struct):
+    if callable(value) or isinstance(value, msgspec.Struct):
         return value
     return msgspec.convert(value, kind, dec_hook=_decode)

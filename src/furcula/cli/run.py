@@ -98,7 +98,8 @@ async def _run_watched(flow: Flow, deadline_s: float, live: bool) -> tuple[Stati
         if watching is not None:
             watching.cancel()
             await asyncio.wait([watching])
-    return statistics, director._forced
+    # The exit code must tell an end by force from a drained one, and the statistics alone do not.
+    return statistics, director.forced
 
 
 async def _watch(director: Director) -> None:

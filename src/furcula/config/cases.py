@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 
 from furcula.config import functions
+from furcula.config.checks import in_file_order
 from furcula.config.convert import Checker
 from furcula.config.load import read_text
 from furcula.config.nodes import Node, compose
@@ -29,8 +30,8 @@ from furcula.run import Flow
 __all__ = ["Case", "case_file", "read_cases", "run_case"]
 
 
-class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One case.
+class Written(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One case as it is written.
 
     Attributes:
         name: What it claims.
@@ -39,7 +40,6 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         expect: For each sink, the data that comes to it, in order; with `{data: …, headers: …}` also the headers.
         expect_failed: For each module, how many events fail there, or the types of their exceptions.
         statistics: Figures of the whole run: `{delivered: 3}`.
-        location: Where it stands.
     """
 
     name: str
@@ -48,6 +48,11 @@ class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expect: dict[str, list[Any]] = {}
     expect_failed: dict[str, int | list[str]] = {}
     statistics: dict[str, int] = {}
+
+
+class Case(Written, frozen=True):
+    """One case, and where it stands."""
+
     location: str = ""
 
 
@@ -80,12 +85,12 @@ def read_cases(file: str | Path, flow: FlowGraph) -> list[Case]:
     checker = Checker(problems)
     given = [_read_case(node, f"[{index}]", checker, flow) for index, node in enumerate(root.value)]
     if problems:
-        raise ConfigurationError(problems)
-    return [msgspec.structs.replace(msgspec.convert(one, Case), location=location) for one, location in given]
+        raise ConfigurationError(in_file_order(problems))
+    return [msgspec.convert({**one, "location": location}, Case) for one, location in given]
 
 
 def _read_case(node: Node, path: str, checker: Checker, flow: FlowGraph) -> tuple[Any, str]:
-    given = checker.check(node, Case, path)
+    given = checker.check(node, Written, path)
     if not node.is_mapping:
         return given, node.location
     for part in ("inputs", "replace", "expect", "expect_failed"):

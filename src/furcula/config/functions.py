@@ -13,7 +13,7 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,11 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
+#: By folder, its modules that gave way again to others of the same name. Like `sys.modules` there can be only one such
+#: table: a file that is loaded twice must name the same functions twice.
+_kept: dict[str, dict[str, ModuleType]] = {}
+
+
 @contextmanager
 def importable(folder: Path | None) -> Iterator[None]:
     """Make the Python modules of `folder` importable inside the block."""
@@ -39,6 +44,7 @@ def importable(folder: Path | None) -> Iterator[None]:
         return
     entry = str(folder.resolve())
     hidden = _hide_strangers(folder.resolve())
+    sys.modules.update(_kept.get(entry, {}))
     added = entry not in sys.path
     if added:
         installed = (i for i, path in enumerate(sys.path) if re.search(r"\b(site|dist)-packages\b", path))
@@ -49,8 +55,11 @@ def importable(folder: Path | None) -> Iterator[None]:
     finally:
         if added and entry in sys.path:
             sys.path.remove(entry)
-        for name, module in hidden.items():
-            sys.modules[name] = module
+        if hidden:
+            shared = {name.partition(".")[0] for name in hidden}
+            own = [name for name in sys.modules if name.partition(".")[0] in shared]
+            _kept[entry] = {name: sys.modules.pop(name) for name in own}
+            sys.modules.update(hidden)
 
 
 def _hide_strangers(folder: Path) -> dict[str, ModuleType]:
@@ -140,10 +149,21 @@ def name_of(subject: Any) -> str | None:
     module, qualname = getattr(subject, "__module__", None), getattr(subject, "__qualname__", None)
     if not isinstance(module, str) or not isinstance(qualname, str) or module == "__main__":
         return None
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
+    first, *rest = qualname.split(".")
+    found: Any = _namespace(subject, module).get(first)
+    for part in rest:
         found = getattr(found, part, None)
     # A decorated function's name stands for its place in the flow that decorated it.
     if found is subject or getattr(found, "subject", None) is subject:
         return f"{module}:{qualname}"
     return None
+
+
+def _namespace(subject: Any, module: str) -> Mapping[str, Any]:
+    """The names of the module that `subject` was made in, which need not be the one now imported under its name."""
+    candidates = [subject, *vars(subject).values()] if isinstance(subject, type) else [subject]
+    for candidate in candidates:
+        names = getattr(candidate, "__globals__", None)
+        if isinstance(names, dict) and names.get("__name__") == module:
+            return names
+    return vars(sys.modules[module]) if module in sys.modules else {}

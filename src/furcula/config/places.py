@@ -96,7 +96,7 @@ def place_module(flow: FlowGraph, name: str, node: Node, location: str, folder: 
             location=location,
         )
     except ConfigurationError as error:
-        problems += [found for found in error.problems if not _known(found.path, reported)]
+        problems += [found for found in error.problems if not _known(found, reported)]
     except (TypeError, ValueError) as error:  # raised by the module's own code, asked for its ports
         if not problems:
             problems.append(Problem(f"{name} cannot be placed: {error}", f"modules.{name}", location))
@@ -105,9 +105,10 @@ def place_module(flow: FlowGraph, name: str, node: Node, location: str, folder: 
     return problems
 
 
-def _known(path: str, reported: list[str]) -> bool:
-    """Is this about an argument, where the walk through the file has found all that is wrong with those already?"""
-    return ".with." in path and any(".with" in other for other in reported)
+def _known(problem: Problem, reported: list[str]) -> bool:
+    """Is this about arguments, where the walk through the file has found all that is wrong with those already?"""
+    about_arguments = ".with." in problem.path or "give all but the first" in problem.message
+    return about_arguments and any(".with" in path for path in reported)
 
 
 class _Reading:

@@ -26,6 +26,7 @@ from furcula.engine.statistics import FlowStatistics, OriginStatistics, Statisti
 from furcula.errors import (
     ConfigurationError,
     DeadlinePassed,
+    FurculaError,
     SourceFailed,
     StartFailed,
     Stopped,
@@ -206,12 +207,16 @@ class Director:
         except Exception as raised:
             error = raised
         if error is not None:
-            _log.error("the source %s raised and has ended: %s", run.name, _in_words(error), exc_info=error)
-            if self._failure is None:
-                failure = SourceFailed(f"the source {run.name} raised and has ended: {_in_words(error)}")
-                failure.__cause__ = error
-                self._failure = failure
+            self._source_failed(run.name, error)
         self._finished(run.name)
+
+    def _source_failed(self, name: str, error: BaseException) -> None:
+        own = isinstance(error, FurculaError)
+        _log.error("the source %s failed and has ended: %s", name, _in_words(error), exc_info=None if own else error)
+        if self._failure is None:
+            failure = SourceFailed(f"the source {name} failed and has ended: {_in_words(error)}")
+            failure.__cause__ = error
+            self._failure = failure
 
     def _finished(self, name: str) -> None:
         self._unfinished.discard(name)
@@ -439,6 +444,11 @@ class Director:
         return await asyncio.shield(self._stopping)
 
     @property
+    def forced(self) -> bool:
+        """Was the end forced by a second signal?"""
+        return self._forced
+
+    @property
     def _expired(self) -> asyncio.Event:
         if not hasattr(self, "_expired_event"):
             self._expired_event = asyncio.Event()
@@ -450,10 +460,10 @@ class Director:
         timer = None if limit is None else loop.call_later(limit, self._expired.set)
         if limit == 0:
             self._expired.set()
-        await self._cease()
         for run in self.modules.values():
             if run.paused:
                 self.resume(run.name)
+        await self._cease()
         for component in self.plan.order:
             await self._drain([self.modules[name] for name in component if name in self.modules])
         await self._until(lambda: all(crossing.settled() for crossing in self._crossings))
@@ -484,7 +494,7 @@ class Director:
                 run.entrance.ceasing = True
                 hook = getattr(run.instance, "cease", None)
                 if hook is not None:
-                    await self._hook(run, hook, "cease")
+                    await self._unless_expired(self._hook(run, hook, "cease"))
         tasks = [task for task in self._source_tasks.values() if not task.done()]
         if tasks:
             # A generator that is waiting for its own next event will not look; one that waits for room soon does.
@@ -646,7 +656,9 @@ class ModuleContext:
         assert entrance is not None
         return entrance.emit(events, outbox)
 
-    def finished(self) -> None:
+    def finished(self, error: BaseException | None = None) -> None:
+        if error is not None:
+            self._director._source_failed(self.name, error)
         self._director._finished(self.name)
 
 

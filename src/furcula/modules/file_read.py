@@ -1,8 +1,8 @@
 """Read files, once or as they grow, and remember how far.
 
-A *tail* is one file (one inode) being read under one name. When a log is rotated, the name's tail is read to its end and
-a new one begins; the old one stays known until all its events are settled, because until then the name's position is
-still in it.
+A *tail* is one file (one inode) being read under one name. When a log is rotated, the name's tail is read to its end,
+and a new one begins; the old one stays known until all its events are settled, because until then the name's position
+is still in it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import functools
 import glob
 import os
 import stat
-from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
 from furcula.codecs import BadFrame, Framing, Reader
@@ -64,8 +63,9 @@ class FileRead(Source):
     """Read events from files, to their end or as they grow.
 
     With `follow`, files that are rotated are read to their end before their successors, files that are cut are read
-    from the start again, and files that are not there yet are waited for. A last line without an end waits for its end, or,
-    without `follow`, is taken as it is. What cannot be read leaves by `invalid`. Headers: `file`, `offset`.
+    from the start again, and files that are not there yet are waited for. A last line without an end waits for
+    its end, or, without `follow`, is taken as it is. What cannot be read leaves by `invalid`. Headers: `file` and
+    `offset`.
 
     With `positions`, reading goes on after a restart where everything before was settled; some events come twice then.
 
@@ -136,7 +136,7 @@ class FileRead(Source):
         self._task = asyncio.ensure_future(self._run(pattern))
 
     def _check(self, pattern: str) -> None:
-        paths = _matching(pattern)
+        paths = [path for path in _matching(pattern) if os.path.exists(path)]
         if not paths:
             raise FurculaError(
                 f"{self._context.name} cannot read {pattern}: "
@@ -330,7 +330,7 @@ class FileRead(Source):
             if slot.reason in ("abandoned", "lost"):
                 return  # nobody's fault: the position stays, and it is read again
             self.refused += 1
-                self._context.log.warning("an event of %s failed: %s", tail.path, slot.failure or slot.reason)
+            self._context.log.warning("an event of %s failed: %s", tail.path, slot.failure or slot.reason)
             if self._on_refused == "hold":
                 return
         tail.progress.settle(batch)

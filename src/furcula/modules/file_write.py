@@ -6,9 +6,9 @@ the disk is full, what was begun is taken back, so that no half a line is left b
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -126,19 +126,20 @@ class FileWrite(Module):
 
     def process_batch(self, events: list[Event[Any]]) -> list[Event[Any]]:
         frames, indices, errors = self._encoded(events)
+        written = 0
         try:
-            self._reopen_if_moved()
+            if frames:
+                self._reopen_if_moved()
             for begin, end in self._portions(frames):
-                try:
-                    self._write(b"".join(frames[begin:end]))
-                except OSError as error:
-                    failure = self._explained(error)
-                    errors.update(dict.fromkeys(indices[begin:end], failure))
-            if self._fsync == "batch" and self._regular:
+                self._write(b"".join(frames[begin:end]))
+                written = end
+        except OSError as error:
+            errors.update(dict.fromkeys(indices[written:], self._explained(error)))
+        try:
+            if written and self._fsync == "batch" and self._regular:
                 os.fsync(self._fd)
-        except OSError as error:  # nothing is certain about any of them
-            failure = self._explained(error)
-            errors.update(dict.fromkeys(indices, failure))
+        except OSError as error:  # which of them are on the disk, nobody knows
+            errors.update(dict.fromkeys(indices, self._explained(error)))
         if errors:
             raise BatchFailed(errors)
         return events
@@ -159,5 +160,71 @@ class FileWrite(Module):
                 errors[index] = error
         return frames, indices, errors
 
-    def _portions(self, frames: list[bytes]) -> list[tuple[int, int]] | Portions:
-        return Portions(self, frames)
+    def _write(self, raw: bytes) -> None:
+        view, done = memoryview(raw), 0
+        try:
+            while done < len(raw):
+                done += os.write(self._fd, view[done:])
+        except OSError:
+            self._take_back(done)
+            raise
+        self._size += done
+
+    def _take_back(self, begun: int) -> None:
+        """Cut off what was begun, unless somebody else has written behind it."""
+        if begun and self._regular:
+            try:
+                if os.fstat(self._fd).st_size == self._size + begun:
+                    os.ftruncate(self._fd, self._size)
+            except OSError as error:
+                self._context.log.error("%s ends with half an event now: %s", self._path, error)
+
+    def _explained(self, error: OSError) -> OSError:
+        return OSError(error.errno, f"{self._path}: {error.strerror or error}")
+
+    def _reopen_if_moved(self) -> None:
+        if self._fd < 0:
+            self._open()
+        elif self._regular:
+            try:
+                found = os.stat(self._path)
+                if (found.st_dev, found.st_ino) == self._identity:
+                    return
+            except FileNotFoundError:
+                pass
+            self._close()
+            self._open()
+
+    # ------------------------------------------------------------------ rotation
+
+    def _portions(self, frames: list[bytes]) -> Iterator[tuple[int, int]]:
+        """The stretches of `frames` that go into one file each. The next file is begun when the next is asked for."""
+        if self._rotate_every is not None and self._context.now() - self._opened_at >= self._rotate_every:
+            self._rotate()
+        begin, size = 0, self._size
+        for index, frame in enumerate(frames if self._rotate_size is not None else ()):
+            if size and self._rotate_size is not None and size + len(frame) > self._rotate_size:
+                if index > begin:
+                    yield begin, index
+                self._rotate()
+                begin, size = index, self._size
+            size += len(frame)
+        if begin < len(frames):
+            yield begin, len(frames)
+
+    def _rotate(self) -> None:
+        if not self._regular or not self._size:
+            return
+        self._close()
+        try:
+            if self._keep:
+                for number in range(self._keep - 1, 0, -1):
+                    if os.path.exists(f"{self._path}.{number}"):
+                        os.replace(f"{self._path}.{number}", f"{self._path}.{number + 1}")
+                os.replace(self._path, f"{self._path}.1")
+            else:
+                os.remove(self._path)
+        except OSError as error:  # a file that grows too large is better than events that are lost
+            self._rotate_size = self._rotate_every = None
+            self._context.log.error("%s cannot be rotated, and will only grow: %s", self._path, error)
+        self._open()
