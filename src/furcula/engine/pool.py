@@ -246,11 +246,7 @@ class Pool:
         key_of = self._key
         while True:
             if self._resumable:
-                key, event = self._resumable.popleft()
-                self._parked.pop(key, None)
-                await self._lane(worker, key, event)
-                if not worker.running:
-                    await self._become_running(worker)
+                await self._resume_lane(worker)
                 continue
             for event in self._shared:
                 if key_of is not None and not await self._free_lane(worker, event, key_of):
@@ -296,12 +292,13 @@ class Pool:
         self._flush()
         if self._pressure:
             await self._relieve()
-        if self._ordered and self._ring_count >= self._ring_limit:
+        while self._ordered and self._ring_count >= self._ring_limit:
             # The head is slow, and enough is done behind it.
-            self._room = self._future()
-            await self._room
+            await self._until_moved()
         if self._slice.over():
             await self._slice.let_others_run()
+        if length_hint(self._shared):
+            return  # another worker took a batch since this one entered its own; that one comes first
         if self.queue and not self._paused:
             batch = self.queue.take(self._pace.limit)
             self._shared = iter(batch)
@@ -416,10 +413,8 @@ class Pool:
         if events:
             self._ring_count -= len(events)
             self._out(events, results)
-            if self._room is not None and self._ring_count < self._ring_limit:
-                room, self._room = self._room, None
-                if not room.done():
-                    room.set_result(None)
+            if self._ring_count < self._ring_limit:
+                self._moved()
 
     async def _relieve(self) -> None:
         """Wait until downstream has room. One worker waits for it, the others for that one."""
@@ -455,12 +450,20 @@ class Pool:
                 return False
             # A full lane makes the inbox wait, until some lane has moved.
             self._flush()
-            if self._room is None:
-                self._room = self._future()
-            await asyncio.shield(self._room)
+            if self._resumable:  # it may be this worker that has to move it
+                await self._resume_lane(worker)
+            else:
+                await self._until_moved()
             lane = self._lanes.get(key)
         worker.key = key
         return True
+
+    async def _resume_lane(self, worker: _Worker) -> None:
+        """Go on with an event whose back-off is over, and its lane."""
+        key, event = self._resumable.popleft()
+        self._parked.pop(key, None)
+        await self._lane(worker, key, event)
+        await self._become_running(worker)
 
     async def _lane(self, worker: _Worker, key: Hashable, event: Event[Any] | None) -> None:
         """Go on with the lane of `key` until it is empty or its event is parked in back-off."""
@@ -469,11 +472,11 @@ class Pool:
                 lane = self._lanes[key]
                 if not lane:
                     del self._lanes[key]
-                    self._lane_moved()
+                    self._moved()
                     return
                 event = lane.popleft()
                 self._waiting_in_lanes -= 1
-                self._lane_moved()
+                self._moved()
             worker.event, worker.key = event, key
             self._current = worker
             # It has its place from the start: its key is busy already.
@@ -497,11 +500,16 @@ class Pool:
                 await self._relieve()
             event = None
 
-    def _lane_moved(self) -> None:
-        if self._room is not None:
-            room, self._room = self._room, None
-            if not room.done():
-                room.set_result(None)
+    async def _until_moved(self) -> None:
+        """Wait until some place in the ring or some lane has become free."""
+        if self._room is None:
+            self._room = self._future()
+        await asyncio.shield(self._room)
+
+    def _moved(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     def park(self, event: Event[Any], delay_s: float) -> Any:
         """Put an event into back-off: its lane waits, its worker does not."""
@@ -515,6 +523,7 @@ class Pool:
         def resume() -> None:
             if self._parked.get(key) is event:
                 self._resumable.append((key, event))
+                self._moved()
                 self.notify()
 
         asyncio.get_running_loop().call_later(delay_s, resume)

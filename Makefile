@@ -1,0 +1,64 @@
+# The commands of this project. Each sets up what it needs, in .venv; nothing has to be activated.
+
+PYTHON ?= python3
+# The peers of the bench have wheels for CPython 3.11 and 3.12.
+BENCH_PYTHON ?= $(shell python3.11 -c "print('python3.11')" 2>/dev/null || echo $(PYTHON))
+BENCH ?=
+
+BIN := .venv/bin
+
+.PHONY: help demo test check docs bench bench-long clean
+
+help:
+	@echo "make demo        run examples/syslog.yaml, feed it 1,000 messages, show what comes out"
+	@echo "make test        run the tests"
+	@echo "make check       ruff, mypy and import-linter"
+	@echo "make docs        check the links in the documentation, and run its code"
+	@echo "make bench       compare furcula with loops by hand and with other libraries (BENCH='--rows loop' for some)"
+	@echo "make bench-long  the same, and 20 million events to see that memory does not grow"
+	@echo "make clean       remove what these commands have made"
+
+demo: .venv/.with-all
+	@$(BIN)/python scripts/demo.py
+
+test: .venv/.with-test
+	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+check: .venv/.with-check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: .venv/.with-test
+	$(BIN)/python scripts/links.py
+	$(BIN)/python -m pytest tests/test_documents.py
+
+bench: .venv-bench/.with-bench
+	.venv-bench/bin/python -m bench $(BENCH)
+
+bench-long: .venv-bench/.with-bench
+	.venv-bench/bin/python -m bench --long $(BENCH)
+
+clean:
+	rm -rf .venv .venv-bench out dist build .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# .venv/.with-test: an environment in .venv has furcula and its extra `test`, as pyproject.toml says now.
+.venv/.with-%: pyproject.toml
+	@$(call need_3_11,$(PYTHON))
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing furcula[$*] into .venv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+# The bench has an environment of its own: what the peers need is no business of ours.
+.venv-bench/.with-bench: pyproject.toml
+	@$(call need_3_11,$(BENCH_PYTHON))
+	@test -x .venv-bench/bin/python || $(BENCH_PYTHON) -m venv .venv-bench
+	@echo "installing furcula[bench] into .venv-bench"
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	@touch $@
+
+need_3_11 = $(1) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	echo "furcula needs Python 3.11 or later, and $(1) is $$($(1) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; \
+	exit 1; }

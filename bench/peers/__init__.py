@@ -1,0 +1,1 @@
+"""Other libraries doing the work over bare data, each in the way its own documentation shows."""

@@ -1,0 +1,107 @@
+"""The rows of the table: what is measured against what, and the figure we want to see."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from bench import flows, latency, memory, startup, waiting, work
+from bench.measure import Run, pairs
+from bench.queue_chain import queue_chain
+
+__all__ = ["ROWS", "Line", "Row", "Size"]
+
+
+class Size(NamedTuple):
+    """How much to do."""
+
+    events: int = 200_000
+    repeats: int = 5
+
+
+class Line(NamedTuple):
+    """One line of the table, as it is printed."""
+
+    name: str
+    against: str
+    figure: str
+    remark: str = ""
+
+
+class Row(NamedTuple):
+    """One row: how to measure it."""
+
+    name: str
+    against: str
+    target: str
+    measure: Callable[[Size], tuple[str, str]]
+    long: bool = False
+
+
+def _ratio(name: str, subject: Run, against: str, reference: Run, target: str = "", *, part: float = 1) -> Row:
+    """A row that times `subject` against `reference`, on `part` of the events where either is slow."""
+
+    def measure(size: Size) -> tuple[str, str]:
+        events = max(1, int(size.events * part))
+        found = pairs(subject, reference, events, size.repeats)
+        low, high = found.spread
+        return f"{found.ratio:.2f} x", f"{low:.2f} to {high:.2f}; {events / min(found.subject_s):,.0f} events/s"
+
+    return Row(name, against, target, measure)
+
+
+def _peer(module: str, function: str) -> Run:
+    """A peer's way of doing the work. It is imported when it is first run, and may be missing."""
+
+    def run(events: int) -> None:
+        getattr(importlib.import_module(f"bench.peers.{module}"), function)(events)
+
+    return run
+
+
+def _latency(size: Size) -> tuple[str, str]:
+    samples = max(10, min(2000, size.events // 100))
+    found = latency.latencies_us(samples)
+    return f"{found[len(found) // 2]:.0f} us", f"p99 {found[len(found) * 99 // 100]:.0f} us"
+
+
+def _waiting_event(size: Size) -> tuple[str, str]:
+    events = size.events * 5
+    return f"{memory.bytes_per_waiting_event(events):.0f} bytes", f"{events:,} events in a queue"
+
+
+def _growth(size: Size) -> tuple[str, str]:
+    events = size.events * 100
+    return f"{memory.growth_of_memory(events):+.1%}", f"over {events:,} events"
+
+
+LOOP = "the loop by hand"
+BARE_LOOP = "a loop over bare data"
+
+ROWS = [
+    _ratio("asyncio.Queue, a chain of three", queue_chain, LOOP, work.loop_over_events, part=0.25),
+    _ratio("furcula, event functions", flows.event_functions, LOOP, work.loop_over_events, ">= 0.75 x"),
+    _ratio("furcula, three coroutines", flows.coroutines, LOOP, work.loop_over_events, ">= 0.35 x"),
+    _ratio("furcula, a queue before each", flows.queues, LOOP, work.loop_over_events, ">= 0.5 x"),
+    _ratio("furcula, fan-out of two", flows.fan_out, f"{LOOP}, no copies", work.loop_over_orders, ">= 0.3 x"),
+    _ratio("furcula, bare data", flows.bare_data, BARE_LOOP, work.loop_over_data),
+    _ratio("furcula, bare data", flows.bare_data, "Bytewax by 1,000", _peer("bytewax", "in_batches"), ">= 1.3 x"),
+    _ratio("Bytewax, batches of 1,000", _peer("bytewax", "in_batches"), BARE_LOOP, work.loop_over_data),
+    _ratio("Bytewax, one by one", _peer("bytewax", "one_by_one"), BARE_LOOP, work.loop_over_data, part=0.1),
+    _ratio("reactivex", _peer("reactivex", "run"), BARE_LOOP, work.loop_over_data, part=0.5),
+    _ratio("streamz", _peer("streamz", "run"), BARE_LOOP, work.loop_over_data, part=0.05),
+    _ratio(
+        "furcula, 16 at once in order",
+        waiting.ordered_concurrency,
+        "gather in chunks of 16",
+        waiting.gather_in_chunks,
+        ">= 3 x",
+        part=0.1,
+    ),
+    Row("one event, five idle modules", "", "p50 <= 60 us", _latency),
+    Row("an event that waits in a queue", "", "< 600 bytes", _waiting_event),
+    Row("import furcula", "", "<= 120 ms", lambda size: (f"{startup.import_ms(size.repeats):.0f} ms", "")),
+    Row("furcula --help", "", "<= 200 ms", lambda size: (f"{startup.help_ms(size.repeats):.0f} ms", "")),
+    Row("resident memory, growth", "", "+-5 %", _growth, long=True),
+]
