@@ -15,7 +15,7 @@ _HEAD = ("what", "against", "figure", "wanted", "range of the ratios; rate")
 def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _arguments(arguments)
     size = Size(chosen.events, chosen.repeats)
-    lines = [_HEAD]
+    lines: list[tuple[str, ...]] = [_HEAD]
     for row in ROWS:
         if _is_chosen(row, chosen.rows, chosen.long):
             print(f"... {row.name}", file=sys.stderr, flush=True)

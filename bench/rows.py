@@ -10,7 +10,7 @@ from bench import flows, latency, memory, startup, waiting, work
 from bench.measure import Run, pairs
 from bench.queue_chain import queue_chain
 
-__all__ = ["ROWS", "Line", "Row", "Size"]
+__all__ = ["ROWS", "Row", "Size"]
 
 
 class Size(NamedTuple):
@@ -20,17 +20,16 @@ class Size(NamedTuple):
     repeats: int = 5
 
 
-class Line(NamedTuple):
-    """One line of the table, as it is printed."""
-
-    name: str
-    against: str
-    figure: str
-    remark: str = ""
-
-
 class Row(NamedTuple):
-    """One row: how to measure it."""
+    """One row of the table.
+
+    Attributes:
+        name: What is measured.
+        against: What it is compared with, if it is a ratio.
+        target: The figure that is wanted, printed beside the one that is found.
+        measure: Finds the figure, and what else is to be said.
+        long: It takes minutes, so it is measured only when asked for.
+    """
 
     name: str
     against: str

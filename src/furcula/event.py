@@ -163,7 +163,7 @@ class Event(msgspec.Struct, Generic[T], gc=False, eq=False):
         """The same event a second time (same id), with data of its own, for another consumer."""
         if self._id is None:
             self._id = _next_number()
-        twin: Event[T] = _shallow(self)
+        twin: Event[T] = shallow(self)
         twin.data = copy_data(self.data)
         twin.headers = copy_data(self.headers) if self.headers else {}
         twin._receipt = receipt
@@ -387,10 +387,12 @@ class _WireRest(msgspec.Struct):
 
 # ---------------------------------------------------------------------- copies
 
-_ATOMS = frozenset((str, int, float, bool, type(None), bytes, complex, frozenset))
+#: Types whose values nobody can change.
+ATOMS = frozenset((str, int, float, bool, type(None), bytes, complex, frozenset))
 
 
-_shallow: Any = msgspec.Struct.__copy__  # type: ignore[attr-defined]
+#: A copy of an Event that shares everything with it, receipt included: a step on the way to a copy for a consumer.
+shallow: Any = msgspec.Struct.__copy__  # type: ignore[attr-defined]
 
 
 def copy_data(data: Any) -> Any:
@@ -403,18 +405,18 @@ def copy_data(data: Any) -> Any:
         new = data.copy()
         for value in data.values():
             kind = type(value)
-            if kind is not str and kind is not int and kind not in _ATOMS:
+            if kind is not str and kind is not int and kind not in ATOMS:
                 break
         else:
             return new
         for name, value in data.items():
-            if type(value) not in _ATOMS:
+            if type(value) not in ATOMS:
                 new[name] = copy_data(value)
         return new
-    if kind in _ATOMS:
+    if kind in ATOMS:
         return data
     if kind is list:
-        if _ATOMS.issuperset(map(type, data)):
+        if ATOMS.issuperset(map(type, data)):
             return data.copy()
         return [copy_data(item) for item in data]
     if kind is tuple:

@@ -185,25 +185,24 @@ def settle_all(carriers: Sequence[Carrier | None], fate: Fate, reason: str = "",
         first.settle(fate, count, reason, failure)
         return
     closed = 0
+    together: tuple[Carrier, ...] = ()
     common: Receipt | None = None
+    delivered = fate == "delivered"
     for carrier in carriers:
-        if type(carrier) is Slot and fate == "delivered" and carrier.shares:
-            if carrier.fate is None or carrier.fate == "dropped":
+        if delivered and type(carrier) is Slot and carrier.shares:
+            if carrier.fate != "failed":
                 carrier.fate = fate
-            carrier.shares -= 1
-            if not carrier.shares:
+            left = carrier.shares = carrier.shares - 1
+            if not left:
                 # Slots of one fan-out have one parent; what it is told can be told at once.
                 parents = carrier.parents
-                if (
-                    carrier.fate == fate
-                    and carrier.settled is None
-                    and len(parents) == 1
-                    and type(parents[0]) is Receipt
-                    and (common is None or common is parents[0])
-                ):
-                    common = parents[0]
-                    carrier.parents = ()
+                if parents == together and carrier.fate == fate and carrier.settled is None:
                     closed += 1
+                elif not closed and len(parents) == 1 and type(parents[0]) is Receipt and carrier.settled is None:
+                    if carrier.fate == fate:
+                        together, common, closed = parents, parents[0], 1
+                    else:
+                        carrier.close()
                 else:
                     carrier.close()
         elif carrier is not None:

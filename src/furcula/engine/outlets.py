@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Sequence
+from itertools import chain
 from typing import Any, Protocol
 
-from furcula.event import Event
-from furcula.receipt import Fate, Origin, Receipt, settle_all
+from furcula.event import ATOMS, Event, copy_data, shallow
+from furcula.receipt import Carrier, Fate, Origin, Receipt, Slot, settle_all
 
 __all__ = ["BestEffort", "Consumer", "Fanout", "Link", "Outlet", "Waits", "all_of", "settle"]
 
@@ -123,14 +124,16 @@ class Fanout:
                     waits.append(wait)
         return all_of(waits)
 
-    def _copies(self, batch: Batch, extra: int) -> list[Batch]:
+    def _copies(self, batch: Batch, extra: int, one_by_one: bool = False) -> list[Batch]:
+        if extra == 1 and not one_by_one:
+            return self._pairs(batch)
         branches: list[Batch] = [[] for _ in range(extra + 1)]
         originals = branches[-1]
         others = branches[:-1]
         for event in batch:
             receipt = event._receipt
             try:
-                copies = [event.duplicate(None)] if extra == 1 else [event.duplicate(None) for _ in others]
+                copies = [event.duplicate(None) for _ in others]
             except Exception as error:
                 self._cannot_copy(event, error)
                 continue
@@ -142,6 +145,52 @@ class Fanout:
             originals.append(event)
         return branches
 
+    def _pairs(self, batch: Batch) -> list[Batch]:
+        """The same for two consumers, which is most fan-outs: half the time when nothing is called for each event."""
+        copies = self._copied_data(batch)
+        if copies is None:
+            return self._copies(batch, 1, one_by_one=True)
+        parents: tuple[Carrier, ...] = ()
+        last: Carrier | None = None
+        for event in batch:
+            receipt = event._receipt
+            if event._id is None:
+                event.numbered()
+            if type(receipt) is Receipt:
+                if receipt is not last:
+                    last, parents = receipt, (receipt,)
+                event._receipt = Slot(parents, 2, None, receipt.created)
+            elif receipt is not None:
+                receipt.share(2)
+        twins = list(map(shallow, batch))
+        for twin, data in zip(twins, copies, strict=True):
+            twin.data = data
+            headers = twin.headers
+            twin.headers = copy_data(headers) if headers else {}
+            if twin._scratch is not None:
+                twin._scratch = dict(twin._scratch)
+        return [twins, batch]
+
+    @staticmethod
+    def _copied_data(batch: Batch) -> list[Any] | None:
+        """Copies of the data of a whole batch, or None where that needs a look at each.
+
+        Most batches are dicts of plain values, all alike; that is asked of the batch at once, for a third of the time.
+        """
+        datas = [event.data for event in batch]
+        kinds = {*map(type, datas)}
+        if kinds <= ATOMS:
+            return datas
+        if kinds != _ONLY_DICTS or not ATOMS.issuperset({*map(type, chain.from_iterable(map(dict.values, datas)))}):
+            return None
+        if any(event.headers for event in batch) and not ATOMS.issuperset(
+            {*map(type, chain.from_iterable([event.headers.values() for event in batch]))}
+        ):
+            return None
+        return list(map(dict.copy, datas))
+
+
+_ONLY_DICTS = frozenset((dict,))
 
 #: Where an outbox leads.
 Outlet = Link | Fanout

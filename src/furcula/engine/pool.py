@@ -166,8 +166,6 @@ class Pool:
         self._slice = time_slice
         self._pace = Pace(batch_limit)
         self._workers: list[_Worker] = []
-        #: The worker that entered the module last.
-        self._current: _Worker | None = None
         self._idle: deque[_Worker] = deque()
         self._running = 0
         self._paused = False
@@ -252,12 +250,10 @@ class Pool:
                 if key_of is not None and not await self._free_lane(worker, event, key_of):
                     continue
                 worker.event = event
-                self._current = worker
                 try:
                     result = await handle(event)
                 except CAUGHT as error:
                     result = self._raised(worker, error)
-                worker.event = None
                 if worker.place is None:
                     if result is not PARKED:
                         self._events.append(event)
@@ -283,6 +279,7 @@ class Pool:
 
     async def _next_batch(self, worker: _Worker) -> None:
         """The shared events are used up: hand on what is done, and get more or sleep."""
+        worker.event = None
         now = perf_counter()
         done = len(self._events)
         if done:
@@ -377,7 +374,7 @@ class Pool:
 
     async def _finish(self, worker: _Worker, result: Any) -> None:
         place, worker.place = worker.place, None
-        worker.attempt_since = None
+        worker.event = worker.attempt_since = None
         assert place is not None
         if worker.abandoned:
             worker.abandoned = False
@@ -436,6 +433,7 @@ class Pool:
 
     async def _free_lane(self, worker: _Worker, event: Event[Any], key_of: Callable[[Event[Any]], Hashable]) -> bool:
         """False: the event's key is busy, and the event has been put behind it."""
+        worker.event = None
         try:
             key = key_of(event)
             lane = self._lanes.get(key)
@@ -478,7 +476,6 @@ class Pool:
                 self._waiting_in_lanes -= 1
                 self._moved()
             worker.event, worker.key = event, key
-            self._current = worker
             # It has its place from the start: its key is busy already.
             worker.place = place = _Place(event)
             place.key = key
@@ -563,8 +560,6 @@ class Pool:
         return handle
 
     def _worker_of(self, event: Event[Any]) -> _Worker | None:
-        if self._current is not None and self._current.event is event:
-            return self._current
         for worker in self._workers:
             if worker.event is event:
                 return worker

@@ -131,7 +131,7 @@ class EventStep(_Synchronous):
     def accept(self, batch: Batch) -> Awaitable[None] | None:
         originals = self._originals(batch) if self._keep_original else None
         began = perf_counter()
-        results = call_all(self.call, batch)
+        results, _ = call_all(self.call, batch)
         self._handled(len(batch), perf_counter() - began)
         if originals is not None:
             self._restore(batch, results, originals)
@@ -271,7 +271,7 @@ class ChooseStep(_Synchronous):
 
     def accept(self, batch: Batch) -> Awaitable[None] | None:
         began = perf_counter()
-        chosen = call_all(self.call, batch)
+        chosen, _ = call_all(self.call, batch)
         self._handled(len(batch), perf_counter() - began)
         first = chosen[0]
         if type(first) is str and chosen.count(first) == len(batch):
@@ -325,14 +325,13 @@ class DataStep(_Synchronous):
         originals = self._originals(batch) if self._keep_original else None
         began = perf_counter()
         if self._convert is None or set(map(type, datas)) == {self._kind}:
-            results = call_all(self.call, datas)
+            results, raised = call_all(self.call, datas)
         else:
-            results = call_all(self._converted, datas)
+            results, raised = call_all(self._converted, datas)
         self._handled(count, perf_counter() - began)
         if self._role == "filter":
-            return self._filtered(batch, datas, results, originals)
-        kinds = set(map(type, results))
-        if Failed in kinds or (self._role != "map" and not kinds.isdisjoint(_NOT_DATA)):
+            return self._filtered(batch, datas, results, raised, originals)
+        if raised or (self._role != "map" and not _NOT_DATA.isdisjoint(map(type, results))):
             for event, data in zip(batch, datas, strict=True):
                 event.data = data
             if originals is not None:
@@ -343,8 +342,10 @@ class DataStep(_Synchronous):
     def _converted(self, data: Any) -> Any:
         return self.call(self._convert(data))
 
-    def _filtered(self, batch: Batch, datas: list[Any], results: list[Any], originals: Any) -> Awaitable[None] | None:
-        if Failed in set(map(type, results)):
+    def _filtered(
+        self, batch: Batch, datas: list[Any], results: list[Any], raised: bool, originals: Any
+    ) -> Awaitable[None] | None:
+        if raised:
             for event, data in zip(batch, datas, strict=True):
                 event.data = data
             if originals is not None:
@@ -440,20 +441,26 @@ def converter(kind: Any) -> Callable[[Any], Any] | None:
     return convert
 
 
-def call_all(call: Callable[[Any], Any], arguments: Sequence[Any]) -> list[Any]:
-    """What `call` answers to each argument, with a `Failed` where it raised. Always as many as there are arguments."""
+def call_all(call: Callable[[Any], Any], arguments: Sequence[Any]) -> tuple[list[Any], bool]:
+    """What `call` answers to each argument, with a `Failed` where it raised; and whether it did raise anywhere.
+
+    There are always as many answers as arguments.
+    """
     results: list[Any] = []
+    raised = False
     calls = map(call, arguments)
     while True:
         try:
             results.extend(calls)
         except CAUGHT as error:
             results.append(Failed(error))
+            raised = True
             continue
         if len(results) == len(arguments):
-            return results
+            return results, raised
         # A StopIteration inside the function looks like the end of the batch: half of it would vanish.
         results.append(Failed(ModuleError("the function raised StopIteration")))
+        raised = True
 
 
 def _iterate(call: Callable[[Any], Any], argument: Any) -> Iterator[Any]:

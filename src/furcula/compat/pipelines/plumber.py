@@ -39,8 +39,8 @@ class Plumber:
 
     Args:
         input_d: `{"nodes": {name: {"coro": …, "args": {…}, "properties": {…}}}, "graph": {name: successors or None}}`.
-            Properties: `aggregate_inputs` (default True), `on_error` (`drop`, the default, or `stop`), and furcula's own
-            options: `concurrency`, `order`, `retry`, `timeout`, `queue` and so on.
+            Properties: `aggregate_inputs` (default True), `on_error` (`drop`, the default, or `stop`), and furcula's
+            own options: `concurrency`, `order`, `retry`, `timeout`, `queue` and so on.
         coro_map: Finds the coroutine function for a `coro` that is a string: a callable or a dict. See `dotted`.
         env_vars: The context that every processor sees as `self.env_vars`.
         signals: Stop on SIGINT and SIGTERM: the first drains for at most ten seconds, a second ends at once. For
@@ -130,9 +130,9 @@ class Plumber:
         return self.results
 
     def cancel(self, deadline: str | float = 0) -> Awaitable[Any]:
-        """Stop: the rigs are cancelled, and what is inside is drained for `deadline` seconds, then given up and counted.
+        """Stop: the rigs are cancelled, what is inside is drained for `deadline` seconds, the rest given up and counted.
 
-        It may be repeated, and awaiting the answer waits for the end.
+        It may be repeated. Awaiting the answer waits for the end.
         """
         self._cancelled = True
         if self._task is not None and self._director.phase != "assembled":
@@ -199,53 +199,71 @@ class Plumber:
             if node.on_error == "stop":
                 self.flow.connect(place.failed, self.flow.put(self._stopper(node), f"{place_name}/on_error"))
         for name, node in self.nodes.items():
+            if not node.successors and not node.is_rig:
+                self.flow.connect(
+                    self._names[name], self.flow.put(self._collector(node), f"{self._names[name]}/results")
+                )
             for after in node.successors:
                 inbox = self._names[name] if self.nodes[after].joins else "inbox"
                 self.flow.connect(f"{self._names[name]}.outbox", f"{self._names[after]}.{inbox}")
 
     def _handler(self, node: Node) -> Callable[[Event[Any]], Any]:
-        processor = self.processors[node.name]
-
         async def handle(event: Event[Any]) -> Any:
             # A join hands over a dict of its inboxes, in the order of `nodes`.
             elt = tuple(event.data.values()) if node.joins else (event.data,)
-            event.data = self._result(node, await processor.handle(elt))
+            event.data = await self._handled(node, elt)
             return event
 
         numbers = itertools.count(1)
 
         async def handle_and_renumber(event: Event[Any]) -> AsyncIterator[Event[Any]]:
-            data = self._result(node, await processor.handle((event.data,)))
+            data = await self._handled(node, (event.data,))
             yield Event.from_wire({"data": data, "id": self._number(next(numbers))})
 
         return handle_and_renumber if node.merges else handle
 
-    def _result(self, node: Node, result: Any) -> Any:
-        if not node.successors and result is not None:
+    async def _handled(self, node: Node, elt: tuple[Any, ...]) -> Any:
+        if self._failure is not None:
+            await asyncio.Event().wait()  # the pipeline is stopping, and will cancel this and count the item
+        try:
+            return await self.processors[node.name].handle(elt)
+        except Exception as error:
+            # Here and not only behind `failed`: what stands in the same batch shall not be handled any more.
+            if node.on_error == "stop" and node.options.retry is None:
+                self._stop_for(node, type(error).__name__, error)
+            raise
+
+    def _collector(self, node: Node) -> Callable[[Event[Any]], None]:
+        """Behind a sink, so that results come in the order that the sink keeps, however many it handles at once."""
+
+        def collect(event: Event[Any]) -> None:
+            if event.data is None:
+                return
             found = self._results.setdefault(node.name, deque(maxlen=self._keep_results))
             if len(found) == self._keep_results - 1:
                 _log.warning("%s has returned %d results; the oldest are let go", node.name, self._keep_results)
-            found.append(result)
-        return result
+            found.append(event.data)
+
+        return collect
 
     def _stopper(self, node: Node) -> Callable[[Event[Any]], None]:
         def stop(event: Event[Any]) -> None:
             failure = event.failures[-1]
             if failure.type in _NOT_OWN:
                 raise PipelineFailed(f"{node.name}: {failure.message}")
-            self._failure = self._failure or PipelineFailed(
-                f"{node.name} failed, and its on_error is 'stop': {failure.type}: {failure.message}"
-            )
-            self._director.request_stop(0)
-            raise self._failure  # so that the item counts as failed, and not as taken care of
+            raise self._stop_for(node, failure.type, failure.message)  # the item has failed, and is not taken care of
 
         return stop
 
     def _rig_failed(self, node: Node, error: Exception) -> None:
         if node.on_error == "stop":
-            text = f"{node.name} failed, and its on_error is 'stop': {type(error).__name__}: {error}"
-            self._failure = self._failure or PipelineFailed(text)
+            self._stop_for(node, type(error).__name__, error)
+
+    def _stop_for(self, node: Node, kind: str, message: object) -> PipelineFailed:
+        if self._failure is None:
+            self._failure = PipelineFailed(f"{node.name} failed, and its on_error is 'stop': {kind}: {message}")
             self._director.request_stop(0)
+        return self._failure
 
     def _number(self, number: int) -> str:
         return f"{self._run_id}-{number}"

@@ -36,17 +36,18 @@ class InStep:
         self._moved.set()
 
     def step(self, rig: str) -> None:
-        self._counts[rig] += 1
-        self._moved.set()
+        if rig in self._counts:
+            self._counts[rig] += 1
+            self._moved.set()
 
     async def room(self, rig: str) -> None:
-        while self._counts[rig] - min(self._counts.values()) >= self._lead:
+        while rig in self._counts and self._counts[rig] - min(self._counts.values()) >= self._lead:
             self._moved.clear()
             await self._moved.wait()
 
 
 class OutputQueue:
-    """What an input rig puts into. `put` waits while there is no room, while the rig is paused, and for its partners."""
+    """What an input rig puts into. `put` waits while there is no room, the rig is paused, or its partners lag."""
 
     def __init__(self, name: str, number: Callable[[int], str], in_step: InStep | None):
         self._name = name

@@ -3,8 +3,8 @@
 **Lineage.** What leaves an input rig is numbered 1, 2, 3…, and what comes out of a processor has the number of what
 went in. An aggregated node puts together what has the same number. So both branches of one item meet again whatever
 failed or overtook in between, and items of several rigs, which have no lineage in common, are paired like `zip`: the
-n-th of one with the n-th of the other. A node that merges several inputs (`aggregate_inputs: False`) gives several items
-for one number; what leaves it is therefore numbered anew. Rigs and merging nodes are the *roots* of a node's numbers.
+n-th of one with the n-th of the other. A node that merges several inputs (`aggregate_inputs: False`) gives several
+items for one number; what leaves it is numbered anew. Rigs and merging nodes are the *roots* of a node's numbers.
 """
 
 from __future__ import annotations
