@@ -13,7 +13,7 @@ import msgspec
 from typing_extensions import TypeVar
 
 from furcula.errors import InputError
-from furcula.receipt import Carrier
+from furcula.receipt import Carrier, Fan
 
 __all__ = ["MISSING", "Event", "Failure", "Routed", "copy_data"]
 
@@ -103,7 +103,7 @@ class Event(msgspec.Struct, Generic[T], gc=False, eq=False):
     # `_receipt` stands third so that the engine can make a batch with map(Event, datas, headers, receipts).
     data: T = None  # type: ignore[assignment]
     headers: dict[str, Any] = {}
-    _receipt: Carrier | None = None
+    _receipt: Carrier | Fan | None = None
     key: Any = None
     parent: str | None = None
     ttl: int | None = None
@@ -140,6 +140,11 @@ class Event(msgspec.Struct, Generic[T], gc=False, eq=False):
         if self._scratch is None:
             self._scratch = {}
         return self._scratch
+
+    def carrier(self) -> Carrier | None:
+        """What this event's one share is reported to. For the engine."""
+        receipt = self._receipt
+        return receipt.part(self._id) if type(receipt) is Fan else receipt  # type: ignore[return-value]
 
     def numbered(self) -> Self:
         """Make sure that copies made from now on share this event's id. For the engine's fan-outs."""

@@ -6,7 +6,8 @@ share of it is open: failed if any share failed, else delivered if any was, else
 Two shapes keep that cheap. A `Receipt` serves a whole admitted batch: as long as an event stays one event its slot has
 exactly one share, so a plain counter is enough, and settling 256 events is one subtraction. Once an event becomes
 several (a split, a fan-out) or several become one (a pack, a join), the shares concerned move to a `Slot` of their own,
-which remembers the worst fate and, when its last share is settled, passes that on to what it was made from.
+which remembers the worst fate and, when its last share is settled, passes that on to what it was made from. A `Fan` is
+the short cut for the most common case of that: a whole batch that goes to several consumers.
 
 Both are used from the event loop's thread only.
 """
@@ -21,7 +22,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["Carrier", "Fate", "Origin", "Receipt", "Slot", "Tracked", "settle_all"]
+__all__ = ["Carrier", "Fan", "FanPart", "Fate", "Origin", "Receipt", "Slot", "Tracked", "settle_all"]
 
 Fate = Literal["delivered", "dropped", "failed"]
 
@@ -168,6 +169,80 @@ class Slot(msgspec.Struct, gc=False, eq=False):
         return True if True in answers else (False if False in answers else None)
 
 
+class Fan:
+    """The receipt of a whole batch that went to `shares` consumers each: one object, where slots would be hundreds.
+
+    Used where nobody waits for single events of the batch: its slots settle together, when the last share has. As long
+    as everything is delivered only a number goes down; which event did not fare so is noted by the event's id.
+    """
+
+    __slots__ = ("_dropped", "_failed", "_parent", "_size", "created", "open", "shares")
+
+    def __init__(self, parent: Receipt, size: int, shares: int):
+        self._parent = parent
+        self._size = size
+        self.shares = shares
+        self.open = size * shares
+        self.created = parent.created
+        self._failed: dict[object, tuple[str, object]] = {}
+        self._dropped: dict[object, list[str]] = {}
+
+    def settle(self, fate: Fate, ids: Sequence[object], reason: str = "", failure: object = None) -> None:
+        """Report the fate of one share of each of the events with these ids."""
+        if fate == "failed":
+            for number in ids:
+                self._failed.setdefault(number, (reason, failure))
+        elif fate == "dropped":
+            for number in ids:
+                self._dropped.setdefault(number, []).append(reason)
+        self.open -= len(ids)
+        if self.open <= 0:
+            self._close()
+
+    def delivered(self, count: int) -> None:
+        """Report `count` shares as delivered."""
+        self.open -= count
+        if self.open <= 0:
+            self._close()
+
+    def _close(self) -> None:
+        if self.open < 0:
+            _log.error("furcula: %d report(s) on events that were settled already", -self.open)
+            self.open = 0
+            return
+        for reason, failure in self._failed.values():
+            self._parent.settle("failed", 1, reason, failure)
+        dropped = 0
+        for number, reasons in self._dropped.items():
+            if len(reasons) == self.shares and number not in self._failed:
+                dropped += 1
+                self._parent.settle("dropped", 1, reasons[0])
+        delivered = self._size - len(self._failed) - dropped
+        if delivered:
+            self._parent.settle("delivered", delivered)
+
+    def part(self, number: object) -> FanPart:
+        """One share of the event with this id, as a carrier of its own."""
+        return FanPart(self, number, self.created)
+
+
+class FanPart(msgspec.Struct, gc=False, eq=False, frozen=True):
+    """One share of one event of a `Fan`: for an event that is split, joined or copied again after its fan-out."""
+
+    fan: Fan
+    number: object
+    created: float
+
+    def settle(self, fate: Fate, count: int = 1, reason: str = "", failure: object = None) -> None:
+        self.fan.settle(fate, (self.number,) * count, reason, failure)
+
+    def share(self, count: int) -> Slot:
+        return Slot((self,), count, None, self.created)
+
+    def answer(self, reply: object) -> bool | None:
+        return None
+
+
 class Tracked(Slot, gc=False, eq=False):
     """A slot somebody waits for: `settled` is called also if the slot is lost, with fate `failed`, reason `lost`."""
 
@@ -214,4 +289,4 @@ def settle_all(carriers: Sequence[Carrier | None], fate: Fate, reason: str = "",
 _RANK = {"dropped": 0, "delivered": 1, "failed": 2}
 
 #: Anything an event's share can be reported to.
-Carrier: TypeAlias = Receipt | Slot
+Carrier: TypeAlias = Receipt | Slot | FanPart

@@ -51,7 +51,7 @@ def test_a_source_that_fails_is_told_with_its_line_and_the_figures(furcula, fold
     assert result.exit_code == 1
     assert "admitted 1 = delivered 1" in result.stderr
     assert result.stderr.splitlines()[-1] == (
-        f"the source n raised and has ended: OSError: the line went dead ({folder}/work.py:11)"
+        f"the source n failed and has ended: OSError: the line went dead ({folder}/work.py:11)"
     )
 
 

@@ -340,8 +340,8 @@ class Assembly:
             if sent_counts:
                 run.counters.sent -= 1
                 run.outcomes.fail_one(event, error)
-            elif event._receipt is not None:
-                event._receipt.settle("failed", 1, type(error).__name__)
+            elif (carrier := event.carrier()) is not None:
+                carrier.settle("failed", 1, type(error).__name__)
 
         return Fanout(required, best_effort, cannot_copy)
 

@@ -78,7 +78,7 @@ class Crossing:
             return None
         number = self._next
         self._next += 1
-        self._under_way[number] = [event._receipt for event in sendable]
+        self._under_way[number] = [event.carrier() for event in sendable]
         task = asyncio.get_running_loop().create_task(self._send(number, body, self._previous))
         self._previous = task
         self._sending.add(task)

@@ -144,7 +144,7 @@ class Outcomes:
 
     def _answer(self, batch: Batch) -> None:
         for event in batch:
-            receipt = event._receipt
+            receipt = event.carrier()
             taken = None if receipt is None else receipt.answer(event)
             if taken is False:
                 self.drop([event], "answered")
@@ -244,7 +244,7 @@ class Outcomes:
         if not children:
             dropped.append(event)
             return
-        carrier: Carrier | None = event._receipt
+        carrier: Carrier | None = event.carrier()
         if children > 1 and carrier is not None:
             carrier = carrier.share(children)
         self.counters.born += children - 1
@@ -315,7 +315,7 @@ class Outcomes:
                 (onward if route == "failed" else buried).append(event)
                 continue
             self._log_failure(event, failure)
-            receipt = event._receipt
+            receipt = event.carrier()
             if receipt is not None:
                 receipt.settle("failed", 1, failure.type, failure)
         waits: list[Awaitable[None]] = []

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, Protocol
 
 from furcula.event import ATOMS, Event, copy_data, shallow
-from furcula.receipt import Carrier, Fate, Origin, Receipt, Slot, settle_all
+from furcula.receipt import Fan, Fate, Origin, Receipt, settle_all
 
 __all__ = ["BestEffort", "Consumer", "Fanout", "Link", "Outlet", "Waits", "all_of", "settle"]
 
@@ -45,7 +45,17 @@ def all_of(waits: Sequence[Awaitable[None]]) -> Awaitable[None] | None:
 
 def settle(events: Batch, fate: Fate, reason: str = "", failure: object = None) -> None:
     """Report one fate for the shares of all these events."""
-    settle_all([event._receipt for event in events], fate, reason, failure)
+    receipts = [event._receipt for event in events]
+    first = receipts[0]
+    if type(first) is Fan and receipts.count(first) == len(receipts):
+        if fate == "delivered":
+            first.delivered(len(receipts))
+        else:
+            first.settle(fate, [event._id for event in events], reason, failure)
+        return
+    if Fan in {*map(type, receipts)}:
+        receipts = [event.carrier() for event in events]
+    settle_all(receipts, fate, reason, failure)  # type: ignore[arg-type]
 
 
 class Link:
@@ -124,52 +134,62 @@ class Fanout:
                     waits.append(wait)
         return all_of(waits)
 
-    def _copies(self, batch: Batch, extra: int, one_by_one: bool = False) -> list[Batch]:
-        if extra == 1 and not one_by_one:
-            return self._pairs(batch)
-        branches: list[Batch] = [[] for _ in range(extra + 1)]
-        originals = branches[-1]
-        others = branches[:-1]
+    def _copies(self, batch: Batch, extra: int) -> list[Batch]:
+        """The batch, and `extra` times a copy of it; the batch itself stands last."""
         for event in batch:
-            receipt = event._receipt
-            try:
-                copies = [event.duplicate(None) for _ in others]
-            except Exception as error:
-                self._cannot_copy(event, error)
-                continue
-            if receipt is not None:
-                event._receipt = receipt = receipt.share(extra + 1)
-            for branch, copy in zip(others, copies, strict=True):
-                copy._receipt = receipt
-                branch.append(copy)
-            originals.append(event)
-        return branches
-
-    def _pairs(self, batch: Batch) -> list[Batch]:
-        """The same for two consumers, which is most fan-outs: half the time when nothing is called for each event."""
-        copies = self._copied_data(batch)
-        if copies is None:
-            return self._copies(batch, 1, one_by_one=True)
-        parents: tuple[Carrier, ...] = ()
-        last: Carrier | None = None
-        for event in batch:
-            receipt = event._receipt
             if event._id is None:
                 event.numbered()
-            if type(receipt) is Receipt:
-                if receipt is not last:
-                    last, parents = receipt, (receipt,)
-                event._receipt = Slot(parents, 2, None, receipt.created)
-            elif receipt is not None:
-                receipt.share(2)
+        sources = [self._copied_data(batch) for _ in range(extra)]
+        if any(source is None for source in sources):
+            return self._one_by_one(batch, extra)
+        self._shared_receipts(batch, extra + 1)
+        return [*(self._twins(batch, source) for source in sources if source is not None), batch]
+
+    @staticmethod
+    def _twins(batch: Batch, datas: list[Any]) -> Batch:
         twins = list(map(shallow, batch))
-        for twin, data in zip(twins, copies, strict=True):
+        for twin, data in zip(twins, datas, strict=True):
             twin.data = data
             headers = twin.headers
             twin.headers = copy_data(headers) if headers else {}
             if twin._scratch is not None:
                 twin._scratch = dict(twin._scratch)
-        return [twins, batch]
+        return twins
+
+    @staticmethod
+    def _shared_receipts(batch: Batch, shares: int) -> None:
+        """Give each event a receipt with so many shares, for itself and its copies."""
+        receipts = [event._receipt for event in batch]
+        first = receipts[0]
+        alone = type(first) is Receipt and receipts.count(first) == len(batch)
+        if alone and len({event._id for event in batch}) == len(batch):
+            fan = Fan(first, len(batch), shares)  # type: ignore[arg-type]
+            for event in batch:
+                event._receipt = fan
+            return
+        for event in batch:
+            carrier = event.carrier()
+            if carrier is not None:
+                event._receipt = carrier.share(shares)
+
+    def _one_by_one(self, batch: Batch, extra: int) -> list[Batch]:
+        """The same where some event cannot be copied, or not so simply."""
+        branches: list[Batch] = [[] for _ in range(extra + 1)]
+        originals, others = branches[-1], branches[:-1]
+        for event in batch:
+            try:
+                copies = [event.duplicate(None) for _ in others]
+            except Exception as error:
+                self._cannot_copy(event, error)
+                continue
+            carrier = event.carrier()
+            if carrier is not None:
+                event._receipt = carrier.share(extra + 1)
+            for branch, copy in zip(others, copies, strict=True):
+                copy._receipt = event._receipt
+                branch.append(copy)
+            originals.append(event)
+        return branches
 
     @staticmethod
     def _copied_data(batch: Batch) -> list[Any] | None:

@@ -240,6 +240,8 @@ class Pool:
 
     async def _work(self, worker: _Worker) -> None:
         handle = self._handle
+        # These lists are emptied, never replaced: a bound method of a list that was swapped would lose events.
+        add_event, add_result = self._events.append, self._results.append
         worker.began = perf_counter()
         key_of = self._key
         while True:
@@ -256,8 +258,8 @@ class Pool:
                     result = self._raised(worker, error)
                 if worker.place is None:
                     if result is not PARKED:
-                        self._events.append(event)
-                        self._results.append(result)
+                        add_event(event)
+                        add_result(result)
                 else:
                     await self._finish(worker, result)
                     await self._become_running(worker)
@@ -356,8 +358,9 @@ class Pool:
         """Hand on what the running worker has done; behind a pending place, keep it in order."""
         if not self._events:
             return
-        events, results = self._events, self._results
-        self._events, self._results = [], []
+        events, results = self._events.copy(), self._results.copy()
+        self._events.clear()
+        self._results.clear()
         if self._ordered and self._ring:
             self._ring.append((events, results))
             self._ring_count += len(events)
@@ -637,7 +640,8 @@ class Pool:
         held = self.queue.clear()
         held += list(self._shared)
         held += self._events
-        self._events, self._results = [], []
+        self._events.clear()
+        self._results.clear()
         for entry in self._ring:
             held += entry[0] if type(entry) is tuple else [entry.event]  # type: ignore[union-attr]
         self._ring.clear()

@@ -181,7 +181,7 @@ class SplitStep(_Synchronous):
     ) -> Awaitable[None]:
         """The last event of `done` gives more than a batch: hand on what is there, then the rest piece by piece."""
         event = done[-1]
-        carrier = event._receipt
+        carrier = event.carrier()
         if carrier is not None:
             # One share stays here until the generator is through; the event carries it.
             event._receipt = carrier.share(2)
@@ -206,7 +206,7 @@ class SplitStep(_Synchronous):
             many = take(items, keeper, BATCH_LIMIT)
             self.counters.busy_s += perf_counter() - began
             last = len(many.items) < BATCH_LIMIT or many.failed is not None
-            carrier = keeper._receipt
+            carrier = keeper.carrier()
             if last and not many.items and many.failed is None:
                 self.counters.held -= 1
                 self.counters.joined += 1
@@ -582,7 +582,7 @@ def join_events(members: Batch, result: Event[Any]) -> Event[Any]:
     if pack._receipt is not None:
         pack = pack.duplicate(None)
         pack._id = None
-    carriers = [member._receipt for member in members if member._receipt is not None]
+    carriers = [carrier for member in members if (carrier := member.carrier()) is not None]
     pack._receipt = Slot(tuple(carriers), 1, None, carriers[0].created) if carriers else None
     if pack.parent is None:
         pack.parent = members[0].id
@@ -597,7 +597,7 @@ def abandon(outcomes: Outcomes, held: Batch) -> int:
         outcomes.counters.failed += 1
         outcomes.counters.held -= 1
         outcomes.counters.reasons["failed", "abandoned"] += 1
-        receipt = event._receipt
+        receipt = event.carrier()
         if receipt is not None:
             error = Abandoned(f"the flow stopped before {outcomes.name} was done with it")
             receipt.settle("failed", 1, "abandoned", make_failure(outcomes.name, Failed(error)))

@@ -130,7 +130,7 @@ class Plumber:
         return self.results
 
     def cancel(self, deadline: str | float = 0) -> Awaitable[Any]:
-        """Stop: the rigs are cancelled, what is inside is drained for `deadline` seconds, the rest given up and counted.
+        """Stop: the rigs are cancelled, what is inside is drained for `deadline` seconds, the rest is given up.
 
         It may be repeated. Awaiting the answer waits for the end.
         """

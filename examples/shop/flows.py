@@ -1,7 +1,8 @@
-"""`syslog.yaml`, said in Python: `furcula run syslog:flow`."""
+"""`syslog.yaml`, said in Python: `furcula run shop.flows:flow`."""
 
 from furcula import Flow
-from shop.enrich import add_owner
+
+from .enrich import add_owner
 
 flow = Flow("syslog")
 listen = flow.use("syslog.listen", udp="127.0.0.1:5514", tcp="127.0.0.1:5514")

@@ -1,0 +1,7 @@
+"""The interface of Compysition, the one-way part: a Director, actors, and events. See `docs/moving/compysition.md`."""
+
+from furcula.compat.compysition.actor import Actor
+from furcula.compat.compysition.director import Director
+from furcula.compat.compysition.event import Event
+
+__all__ = ["Actor", "Director", "Event"]

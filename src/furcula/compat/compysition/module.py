@@ -1,0 +1,101 @@
+"""Compysition's ready-made modules, those of the one-way part: a generator of events, and one that prints."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from furcula.compat.compysition.actor import Actor
+from furcula.compat.compysition.event import Event
+from furcula.compat.printed import print_line
+from furcula.event import Event as Carried
+from furcula.module import Context, Source
+from furcula.modules.timing import Interval
+from furcula.options import Duration
+
+__all__ = ["STDOUT", "EventGenerator", "TestEvent"]
+
+
+class EventGenerator(Actor):
+    """Make an event every so often, the first at once. Does not drift.
+
+    Override `generate` to say what stands in it.
+
+    Args:
+        name: As registered.
+        interval: Seconds between two events.
+        data: The data of every event.
+        count: End after so many; default: never.
+    """
+
+    def __init__(self, name: str, *args: Any, interval: float = 5, data: Any = "test", count: int | None = None):
+        super().__init__(name)
+        self.interval = interval
+        self.data = data
+        self.count = count
+
+    def generate(self) -> Event | None:
+        """The next event; None leaves this time out. A generator that raises ends."""
+        return Event(self.data)
+
+    def source(self) -> type[Source]:
+        """What stands for it in a flow."""
+        attributes = {"subject": self, "ports": staticmethod(lambda: {"outboxes": None})}
+        return type(type(self).__name__, (_Generating,), attributes)
+
+
+class TestEvent(EventGenerator):
+    """Make a test event every so often."""
+
+    __test__ = False  # pytest: it only sounds like one of yours
+
+
+class STDOUT(Actor):
+    """Print the data of each event: `[2015-02-13 16:56:35.850659] I am number two: test`, and send it on.
+
+    Args:
+        name: As registered.
+        prefix: Stands before the data, as it is.
+        timestamp: Begin each line with the local time.
+    """
+
+    def __init__(self, name: str, *args: Any, prefix: str = "", timestamp: bool = False):
+        super().__init__(name)
+        self.prefix = prefix
+        self.timestamp = timestamp
+
+    def consume(self, event: Event, *args: Any, origin: str | None = None, **kwargs: Any) -> None:
+        print_line(event.data, prefix=self.prefix, timestamp=self.timestamp)
+        self.send_event(event)
+
+
+class _Generating(Source):
+    subject: EventGenerator
+
+    def __init__(self) -> None:
+        subject = self.subject
+        self._clock = Interval(every=Duration(subject.interval), data="", count=subject.count, immediately=True)
+
+    def start(self, context: Context) -> None:
+        self._clock.start(context)
+        self.subject.opened(context)
+
+    async def events(self) -> AsyncIterator[Carried[Any]]:
+        async for _ in self._clock.events():
+            event = self.subject.generate()
+            if event is not None:
+                yield self.subject.signed(event)
+
+    def stop(self) -> None:
+        self.subject.closed()
+
+
+_LATER = ("WSGI", "WSGIServer", "BasicAuth", "Transformer")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        raise ImportError(
+            f"furcula.compat.compysition has no {name} yet: it has the one-way part, and HTTP comes later"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

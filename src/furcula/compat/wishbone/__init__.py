@@ -1,0 +1,5 @@
+"""The interface of Wishbone: modules registered by name and connected queue by queue. See `docs/moving/wishbone.md`."""
+
+from furcula.compat.wishbone.main import Wishbone
+
+__all__ = ["Wishbone"]
