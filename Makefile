@@ -13,7 +13,7 @@ help:
 	@echo "make demo        run examples/syslog.yaml, feed it 1,000 messages, show what comes out"
 	@echo "make test        run the tests"
 	@echo "make check       ruff, mypy and import-linter"
-	@echo "make docs        check the links in the documentation, and run its code"
+	@echo "make docs        write docs/modules.md, check the links of all pages, and run their code"
 	@echo "make bench       compare furcula with loops by hand and with other libraries (BENCH='--rows loop' for some)"
 	@echo "make bench-long  the same, and 20 million events to see that memory does not grow"
 	@echo "make clean       remove what these commands have made"
@@ -31,6 +31,7 @@ check: .venv/.with-check
 	$(BIN)/lint-imports
 
 docs: .venv/.with-test
+	$(BIN)/python scripts/modules_page.py
 	$(BIN)/python scripts/links.py
 	$(BIN)/python -m pytest tests/test_documents.py
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from scripts.links import broken, pages
+from scripts.modules_page import PAGE, page
 
 ROOT = Path(__file__).parent.parent
 LIMIT_S = 60
@@ -54,7 +55,8 @@ def blocks_of(page: Path) -> Iterator[Block]:
 
 def assert_printed(expected: str, printed: str, where: str) -> None:
     pattern = ".*?".join(re.escape(part) for part in _bare(expected).split("..."))
-    assert re.fullmatch(pattern, _bare(printed), re.DOTALL), f"{where} prints:\n{printed}\nand not:\n{expected}"
+    if not re.fullmatch(pattern, _bare(printed), re.DOTALL):
+        pytest.fail(f"{where} prints:\n{printed}\nand not:\n{expected}", pytrace=False)
 
 
 def _bare(text: str) -> str:
@@ -119,6 +121,14 @@ def test_every_link_on_the_page_leads_somewhere(page: Path) -> None:
     assert list(broken(page)) == []
 
 
+@pytest.mark.parametrize("page", RUN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_source_file_the_page_names_is_there(page: Path) -> None:
+    named = re.findall(r"`((?:[a-z_]+/)+[a-z_]+\.py)`", page.read_text(encoding="utf-8"))
+    assert [
+        name for name in named if not any((base / name).exists() for base in (ROOT, ROOT / "src" / "furcula"))
+    ] == []
+
+
 def test_the_readme_shows_the_examples_as_they_are() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for file in ("syslog.yaml", "shop/flows.py"):
@@ -126,8 +136,12 @@ def test_the_readme_shows_the_examples_as_they_are() -> None:
         assert shown in readme, f"README.md does not show examples/{file} as it is"
 
 
+def test_the_page_of_modules_says_what_their_code_says() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "docs/modules.md is out of date: make docs"
+
+
 def test_a_page_that_shows_what_is_not_printed_is_found(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("```python\nprint(1 + 1)\n```\n\n```output\n3\n```\n")
-    with pytest.raises(AssertionError, match="prints:\n2"):
-        run_page(page, tmp_path)
+    wrong = tmp_path / "page.md"
+    wrong.write_text("```python\nprint(1 + 1)\n```\n\n```output\n3\n```\n")
+    with pytest.raises(pytest.fail.Exception, match="page.md:5 prints:\n2"):
+        run_page(wrong, tmp_path)

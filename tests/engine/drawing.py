@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hypothesis import strategies as st
-
 from tests.engine.reference import KINDS, Link, Node, Spec
 
 FAILING = {"fail", "afail", "flaky", "splitfail", "timeout", "lanes_flaky", "keep"}

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.engine.drawing import specs
+from tests.engine.reference import UNORDERED, Expected, Spec, build, interpret
 
 from furcula.engine.director import Director
 from furcula.engine.moving import MovingLoop, run_moving
 from furcula.engine.statistics import Statistics
 from furcula.transports.memory import MemoryTransport
-from tests.engine.drawing import specs
-from tests.engine.reference import UNORDERED, Expected, Spec, build, interpret
 
 RELAXED = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -65,7 +65,7 @@ def in_order(spec: Spec, expected: Expected, collected: dict[str, list[tuple[Any
     for sink, things in expected.sinks.items():
         paths: dict[Any, list[int]] = {}
         for n, trail, failures in things:
-            if not any(kinds[name.removesuffix('.side')] in UNORDERED for name in (*trail, *failures)):
+            if not any(kinds[name.removesuffix(".side")] in UNORDERED for name in (*trail, *failures)):
                 paths.setdefault((trail, failures), []).append(n)
         for path, numbers in paths.items():
             assert [n for n, trail, failures in collected[sink] if (trail, failures) == path] == numbers, (sink, path)

@@ -78,16 +78,21 @@ class _Async(_Handler):
 
 
 def handler(
-    subject: Consumer, consume: Any, inboxes: Iterable[str] = ("inbox",), outboxes: Iterable[str] | None = None
+    subject: Consumer,
+    consume: Any,
+    inboxes: Iterable[str] = ("inbox",),
+    outboxes: Iterable[str] | None = None,
+    optional: Iterable[str] = (),
 ) -> type[Module]:
     """The module class that stands for `subject` in a flow.
 
     Args:
         consume: The user's method: is it a coroutine?
         outboxes: Those that may be wired; None: any.
+        optional: Those of which nobody needs to be told that they are not.
     """
     parent = _Async if inspect.iscoroutinefunction(consume) else _Plain
     names = None if outboxes is None else tuple(outboxes)
-    ports = {"inboxes": tuple(inboxes), "outboxes": names, "optional": names or ()}
+    ports = {"inboxes": tuple(inboxes), "outboxes": names, "optional": tuple(optional)}
     attributes = {"subject": subject, "inboxes": tuple(inboxes), "ports": staticmethod(lambda: ports)}
     return type(type(subject).__name__, (parent,), attributes)

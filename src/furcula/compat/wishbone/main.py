@@ -77,8 +77,9 @@ class Wishbone:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
+        self._stop_asked = False
 
-    def registerModule(self, module: tuple[str, str, str], *args: Any, **arguments: Any) -> None:  # noqa: N802
+    def registerModule(self, module: tuple[str, str, str], *args: Any, **arguments: Any) -> None:
         """Make a module and give it a name: `registerModule(("package", "ClassName", "name"), **arguments)`.
 
         Afterwards it is `wb.name`. A class whose first argument is called `name` is given that too.
@@ -108,7 +109,7 @@ class Wishbone:
         return found
 
     def connect(self, outbox: Queue | str, inbox: Queue | str) -> None:
-        """Connect `wb.a.outbox` with `wb.b.inbox` (or say it in text, `"a.outbox"`). One may be connected with several."""
+        """Connect `wb.a.outbox` with `wb.b.inbox` (in text: `"a.outbox"`). One may be connected with several."""
         source, target = self._queue(outbox), self._queue(inbox)
         for place in source.module.places:
             if place.outboxes is None or source.name in (*place.outboxes, "failed"):
@@ -124,9 +125,9 @@ class Wishbone:
         return found
 
     def start(self) -> Statistics:
-        """Run until `stop` is called, all that receives from outside has ended, or (in the main thread) SIGINT or SIGTERM.
+        """Run until `stop` is called, or all that receives from outside has ended.
 
-        The first signal drains within the deadline, a second ends at once.
+        In the main thread SIGINT and SIGTERM stop it too: the first drains within the deadline, a second ends at once.
 
         Returns:
             The statistics of the run.
@@ -143,7 +144,7 @@ class Wishbone:
 
         async def run() -> Statistics:
             self._loop = asyncio.get_running_loop()
-            return await director.run(signals=True)
+            return await director.stop() if self._stop_asked else await director.run(signals=True)
 
         try:
             return asyncio.run(run())
@@ -155,6 +156,7 @@ class Wishbone:
 
         May be repeated, and called from any thread. From another thread than `start`'s it returns when all has ended.
         """
+        self._stop_asked = True
         director, loop = self._director, self._loop
         if director is None or loop is None:
             return

@@ -30,7 +30,7 @@ class Module:
     `options = {"thread": True}` in its class, or is a coroutine.
 
     Attributes:
-        inboxes: Names of the queues that messages arrive by. A message at `side` goes to `consume_side` if there is one.
+        inboxes: Names of the queues that messages arrive by. What comes to `side` goes to `consume_side` if it exists.
         outboxes: Names of the queues that messages leave by.
         options: furcula's options for this class: `thread`, `concurrency`, `retry`, `timeout`, `queue` and so on.
         name: As registered.
@@ -42,13 +42,14 @@ class Module:
 
     name: str
     outgoing: Outgoing
+    _queues: tuple[str, ...]
     logging: logging.LoggerAdapter[logging.Logger]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         # Here, and not in __init__, so that a class which does not call ours still works.
         self = super().__new__(cls)
         self.outgoing = Outgoing()
-        self._queues: tuple[str, ...] = ()
+        self._queues = ()
         self._named(cls.__name__.lower())
         return self
 
@@ -60,10 +61,10 @@ class Module:
         """
         raise NotImplementedError(f"{type(self).__name__} has no consume")
 
-    def sendData(self, message: Any, queue: str = "outbox") -> Sent:  # noqa: N802 -- Wishbone's name
+    def sendData(self, message: Any, queue: str = "outbox") -> Sent:
         """Send a copy of the message as it is now.
 
-        One that is not `{"headers": {…}, "data": …}` (or `header`) goes to `invalid` instead, its reason in the headers.
+        One that is not `{"headers": {…}, "data": …}` (or `header`) goes to `invalid` instead; a header has the reason.
         In a thread of your own this waits while there is no room; in a coroutine, await it for the same.
 
         Raises:
@@ -76,7 +77,7 @@ class Module:
             self.logging.warning("sent a malformed message: %s", error)
         return self.outgoing.send(event, queue)
 
-    def createQueue(self, name: str) -> None:  # noqa: N802 -- Wishbone's name
+    def createQueue(self, name: str) -> None:
         """Have one more queue, which may be wired as an inbox or as an outbox. For `__init__`."""
         self._queues += (name,)
 
@@ -97,7 +98,7 @@ class Module:
     def placed(self, flow: FlowGraph, name: str) -> list[Place]:
         """Take a place in the flow, or two: one that receives and one that sends."""
         self._named(name)
-        kind = handler(self, self.consume, (*type(self).inboxes, *self._queues), self.all_outboxes)
+        kind = handler(self, self.consume, self.all_inboxes, self.all_outboxes, self._queues)
         return [flow.put(kind, name, options=Options.of(**self.options))]
 
     def accept(self, event: Event[Any], inbox: str) -> Any:
@@ -135,7 +136,7 @@ class IOModule(Module):
     def placed(self, flow: FlowGraph, name: str) -> list[Place]:
         if not hasattr(self, "run"):
             return super().placed(flow, name)
-        ports = {"outboxes": self.all_outboxes, "optional": self.all_outboxes}
+        ports = {"outboxes": self.all_outboxes, "optional": self._queues}
         kind = type(type(self).__name__, (_Running,), {"subject": self, "ports": staticmethod(lambda: ports)})
         if type(self).consume is Module.consume:
             self._named(name)
