@@ -76,7 +76,7 @@ def _growth(size: Size) -> tuple[str, str]:
 
 
 LOOP = "the loop by hand"
-BARE_LOOP = "a loop over bare data"
+BARE_LOOP = "a loop without Events"
 
 ROWS = [
     _ratio("asyncio.Queue, a chain of three", queue_chain, LOOP, work.loop_over_events, part=0.25),
@@ -84,7 +84,7 @@ ROWS = [
     _ratio("furcula, three coroutines", flows.coroutines, LOOP, work.loop_over_events, ">= 0.35 x"),
     _ratio("furcula, a queue before each", flows.queues, LOOP, work.loop_over_events, ">= 0.5 x"),
     _ratio("furcula, fan-out of two", flows.fan_out, f"{LOOP}, no copies", work.loop_over_orders, ">= 0.3 x"),
-    _ratio("furcula, bare data", flows.bare_data, BARE_LOOP, work.loop_over_data),
+    _ratio("furcula, bare data", flows.bare_data, LOOP, work.loop_over_data_in_events),
     _ratio("furcula, bare data", flows.bare_data, "Bytewax by 1,000", _peer("bytewax", "in_batches"), ">= 1.3 x"),
     _ratio("Bytewax, batches of 1,000", _peer("bytewax", "in_batches"), BARE_LOOP, work.loop_over_data),
     _ratio("Bytewax, one by one", _peer("bytewax", "one_by_one"), BARE_LOOP, work.loop_over_data, part=0.1),

@@ -48,7 +48,14 @@ def less(number: int) -> int:
     return number - 3
 
 
+def loop_over_data_in_events(events: int) -> None:
+    for number in range(events):
+        event = Event(number)
+        event.data = less(doubled(add_to(event.data)))
+
+
 def loop_over_data(events: int) -> None:
+    """Without Events: what the peers are compared with, which have none."""
     for number in range(events):
         less(doubled(add_to(number)))
 

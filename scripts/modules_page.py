@@ -1,12 +1,13 @@
 """Write `docs/modules.md` from the modules' own documentation.
 
-    python scripts/modules_page.py
+    python scripts/modules_page.py [--print]
 
 `make docs` does it; a test says so when somebody has forgotten.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -43,4 +44,7 @@ def _shown(kind: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")
+    if sys.argv[1:] == ["--print"]:
+        print(page(), end="")
+    else:
+        PAGE.write_text(page(), encoding="utf-8")

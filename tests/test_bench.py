@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from bench.__main__ import main
 from bench.measure import Pairs, pairs
+from bench.rows import ROWS
 
 
 def lines_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
@@ -33,6 +35,19 @@ def test_latency_memory_and_start_up_have_figures_and_what_is_wanted(capsys: pyt
         (line,) = [line for line in lines if what in line]
         assert unit in line
         assert wanted in line
+
+
+def test_the_readme_has_a_figure_of_every_row() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for row in ROWS:
+        beginning, end = f"| {row.name} | {row.against} | ", f" | {row.target} |"
+        assert any(line.startswith(beginning) and line.endswith(end) for line in readme.splitlines()), beginning + end
+
+
+def test_the_table_can_be_had_for_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = lines_of(capsys, "--rows", "import", "--markdown")
+    assert lines[-3:-1] == ["| what | against | figure | wanted |", "| --- | --- | --- | --- |"]
+    assert lines[-1].startswith("| import furcula |  | ")
 
 
 def test_a_row_whose_peer_is_missing_says_so(

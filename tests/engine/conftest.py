@@ -37,6 +37,7 @@ def settled(statistics: Statistics) -> Statistics:
     assert statistics.open == 0
     assert statistics.total.lost == 0
     assert statistics.total.late == 0
+    assert not any(module.held for module in statistics.modules.values())
     return statistics
 
 

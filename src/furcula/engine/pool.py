@@ -67,6 +67,7 @@ class _Worker:
         "limit",
         "place",
         "running",
+        "stuck",
         "task",
         "timed_out",
         "wake",
@@ -77,6 +78,8 @@ class _Worker:
         #: The event inside the module now.
         self.event: Event[Any] | None = None
         self.key: Hashable = None
+        #: The event in hand that waits for room in its lane.
+        self.stuck: Event[Any] | None = None
         #: Its place, once it was suspended.
         self.place: _Place | None = None
         #: Is this worker the one that goes on through the shared events?
@@ -451,10 +454,12 @@ class Pool:
                 return False
             # A full lane makes the inbox wait, until some lane has moved.
             self._flush()
+            worker.stuck = event
             if self._resumable:  # it may be this worker that has to move it
                 await self._resume_lane(worker)
             else:
                 await self._until_moved()
+            worker.stuck = None
             lane = self._lanes.get(key)
         worker.key = key
         return True
@@ -650,6 +655,10 @@ class Pool:
             if worker.event is not None and not worker.abandoned and id(worker.event) not in seen:
                 held.append(worker.event)
                 worker.abandoned = True
+        for worker in self._workers:
+            if worker.stuck is not None:
+                held.append(worker.stuck)
+                worker.stuck = None
         held += self._parked.values()
         for lane in self._lanes.values():
             held += lane

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import socket
 import sys
@@ -106,7 +107,7 @@ def wishbone(*modules: tuple[type[Module], str], feed: list[Any] | None = None) 
     for kind, name in chain:
         arguments = {"messages": feed} if kind is Feed else {}
         wb.registerModule((__name__, kind.__name__, name), **arguments)
-    for (_, before), (_, after) in zip(chain, chain[1:], strict=False):
+    for (_, before), (_, after) in itertools.pairwise(chain):
         wb.connect(getattr(wb, before).outbox, getattr(wb, after).inbox)
     return wb
 
@@ -117,11 +118,6 @@ def run(wb: Wishbone, **expected: int) -> Statistics:
     for name, value in expected.items():
         assert getattr(statistics, name) == value
     return statistics
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[Keep.__module__])
 
 
 # ---------------------------------------------------------------------- registration and wiring

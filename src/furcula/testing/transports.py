@@ -1,0 +1,427 @@
+"""The suite that every transport passes, told by a `Promises` what its keeper promises beyond the contract.
+
+A transport's tests derive a class from it::
+
+    class TestMemory(TransportSuite):
+        promises = Promises(order=True, reports=True)
+        fills_at = 4
+
+        def make(self):
+            return MemoryTransport(size=4)
+
+No test waits for a time to pass to see something happen; the few that claim that something does *not* happen watch for
+`quiet_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+
+from furcula.errors import FurculaError
+from furcula.transport import Message, Promises, Subscription, Transport
+
+__all__ = ["TransportSuite"]
+
+T = TypeVar("T")
+
+
+class TransportSuite:
+    """Claims about one transport.
+
+    Attributes:
+        promises: What it promises; a claim about something else is skipped.
+        fills_at: After so many bodies that nobody took (or read), a sender certainly waits. None: it is not said.
+        limit_s: The time after which what should happen has not happened.
+        quiet_s: So long nothing must happen where nothing should.
+    """
+
+    pytestmark = pytest.mark.asyncio
+
+    promises: ClassVar[Promises]
+    fills_at: ClassVar[int | None] = None
+    limit_s: ClassVar[float] = 20
+    quiet_s: ClassVar[float] = 0.05
+
+    def make(self) -> Transport:
+        """A new transport. Those made in one test, one after the other, share what they store, if they store at all."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ how the claims are made
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[Transport]:
+        transport = self.make()
+        await self.soon(transport.open())
+        try:
+            yield transport
+        finally:
+            await self.soon(transport.close())
+
+    async def soon(self, work: Awaitable[T]) -> T:
+        async with asyncio.timeout(self.limit_s):
+            return await work
+
+    async def never(self, work: asyncio.Future[Any]) -> None:
+        """Claim that this does not come to pass."""
+        done, _ = await asyncio.wait([work], timeout=self.quiet_s)
+        assert not done, "this should have waited"
+
+    async def taken(self, transport: Transport, channel: str, count: int) -> list[bytes]:
+        """The bodies of the next messages, each acknowledged."""
+        bodies = []
+        for _ in range(count):
+            message = await self.soon(transport.take(channel))
+            bodies.append(message.body)
+            await self.soon(message.ack())
+        return bodies
+
+    async def read(self, subscription: Subscription, count: int) -> list[tuple[str, bytes]]:
+        """What a subscription gets next."""
+        found: list[tuple[str, bytes]] = []
+        reader = subscription.__aiter__()
+        while len(found) < count:
+            found.append(await self.soon(anext(reader)))
+        return found
+
+    def in_order(self, bodies: list[Any]) -> list[Any]:
+        """The bodies as they can be compared: sorted where order is not promised."""
+        return bodies if self.promises.order else sorted(bodies)
+
+    # ------------------------------------------------------------------ to one worker
+
+    async def test_it_says_what_it_promises(self) -> None:
+        async with self.opened() as transport:
+            assert transport.promises == self.promises
+
+    async def test_what_is_put_is_taken_once_and_in_order(self) -> None:
+        bodies = [b"%d" % number for number in range(20)]
+        async with self.opened() as transport:
+            putting = asyncio.ensure_future(_all_in_turn(transport.put("work", body) for body in bodies))
+            assert self.in_order(await self.taken(transport, "work", 20)) == self.in_order(bodies)
+            await self.soon(putting)
+            taking = asyncio.ensure_future(transport.take("work"))
+            await self.never(taking)
+            await _cancel(taking)
+
+    async def test_several_takers_share_the_work(self) -> None:
+        async with self.opened() as transport:
+            takers = [asyncio.ensure_future(self.taken(transport, "work", 5)) for _ in range(4)]
+            for number in range(20):
+                await self.soon(transport.put("work", b"%02d" % number))
+            found = [body for taker in takers for body in await self.soon(taker)]
+            assert sorted(found) == [b"%02d" % number for number in range(20)]
+
+    async def test_channels_are_apart_whatever_their_names(self) -> None:
+        names = ["a", "a.b", "a b", "ä/ö", "a*", ">", "A"]
+        async with self.opened() as transport:
+            for name in names:
+                await self.soon(transport.put(name, name.encode()))
+            for name in reversed(names):
+                assert await self.taken(transport, name, 1) == [name.encode()]
+
+    @pytest.mark.parametrize("body", [b"", b"\x00\xff\n\r", bytes(range(256)) * 300])
+    async def test_any_bytes_may_be_a_body(self, body: bytes) -> None:
+        async with self.opened() as transport:
+            await self.soon(transport.put("work", body))
+            assert await self.taken(transport, "work", 1) == [body]
+
+    async def test_attempts_count_how_often_a_message_was_handed_out(self) -> None:
+        async with self.opened() as transport:
+            await self.soon(transport.put("work", b"x"))
+            for attempt in (1, 2, 3):
+                message = await self.soon(transport.take("work"))
+                assert (message.body, message.attempts) == (b"x", attempt)
+                await self.soon(message.again())
+            last = await self.soon(transport.take("work"))
+            await self.soon(last.ack())
+
+    async def test_again_waits_for_its_delay(self) -> None:
+        async with self.opened() as transport:
+            await self.soon(transport.put("work", b"x"))
+            loop = asyncio.get_running_loop()
+            message = await self.soon(transport.take("work"))
+            began = loop.time()
+            await self.soon(message.again(0.2))
+            again = await self.soon(transport.take("work"))
+            assert loop.time() - began >= 0.19
+            await self.soon(again.ack())
+
+    async def test_release_charges_no_attempt(self) -> None:
+        async with self.opened() as transport:
+            await self.soon(transport.put("work", b"x"))
+            for _ in range(3):
+                message = await self.soon(transport.take("work"))
+                assert message.attempts == 1
+                await self.soon(message.release())
+            last = await self.soon(transport.take("work"))
+            await self.soon(last.ack())
+
+    async def test_what_is_handed_back_comes_before_what_came_later(self) -> None:
+        self._needs("order")
+        async with self.opened() as transport:
+            for body in (b"1", b"2"):
+                await self.soon(transport.put("work", body))
+            first = await self.soon(transport.take("work"))
+            await self.soon(first.release())
+            assert await self.taken(transport, "work", 2) == [b"1", b"2"]
+
+    @pytest.mark.parametrize("word", ["ack", "reject"])
+    async def test_what_is_acknowledged_or_rejected_never_comes_again_whatever_is_said_then(self, word: str) -> None:
+        async with self.opened() as transport:
+            await self.soon(transport.put("work", b"x"))
+            message = await self.soon(transport.take("work"))
+            await self.soon(getattr(message, word)())
+            for second in (message.again, message.release, message.ack, message.reject):
+                await self.soon(second())
+            taking = asyncio.ensure_future(transport.take("work"))
+            await self.never(taking)
+            await _cancel(taking)
+
+    async def test_a_taker_that_is_cancelled_loses_nothing(self) -> None:
+        async with self.opened() as transport:
+            for number in range(10):
+                taking = asyncio.ensure_future(transport.take("work"))
+                await asyncio.sleep(0)
+                await self.soon(transport.put("work", b"%d" % number))
+                await _cancel(taking)
+                if taking.cancelled():
+                    message = await self.soon(transport.take("work"))
+                else:
+                    message = taking.result()
+                assert message.body == b"%d" % number
+                await self.soon(message.ack())
+
+    async def test_a_body_over_the_limit_is_refused_and_nothing_of_it_is_kept(self) -> None:
+        async with self.opened() as transport:
+            too_big = bytes(self.promises.max_body + 1)
+            with pytest.raises(FurculaError, match=str(self.promises.max_body)):
+                await self.soon(transport.put("work", too_big))
+            with pytest.raises(FurculaError, match=str(self.promises.max_body)):
+                await self.soon(transport.publish("news", too_big))
+            await self.soon(transport.put("work", b"small"))
+            assert await self.taken(transport, "work", 1) == [b"small"]
+
+    async def test_a_full_queue_makes_its_sender_wait_and_loses_nothing(self) -> None:
+        fills_at = self._fills_at()
+        bodies = [b"%06d" % number for number in range(fills_at + 1)]
+        async with self.opened() as transport:
+            putting = asyncio.ensure_future(_all_in_turn(transport.put("work", body) for body in bodies))
+            await self.never(putting)
+            assert self.in_order(await self.taken(transport, "work", len(bodies))) == self.in_order(bodies)
+            await self.soon(putting)
+
+    # ------------------------------------------------------------------ reports
+
+    async def test_the_sender_is_told_once_what_became_of_its_message(self) -> None:
+        self._needs("reports")
+        told: list[tuple[bytes, bool, bytes]] = []
+        done = asyncio.Event()
+
+        def tell(body: bytes) -> Any:
+            def reported(good: bool, report: bytes) -> None:
+                told.append((body, good, report))
+                done.set()
+
+            return reported
+
+        async with self.opened() as transport:
+            for body in (b"good", b"bad"):
+                await self.soon(transport.put("work", body, tell(body)))
+            messages: list[Message] = [await self.soon(transport.take("work")) for _ in range(2)]
+            for message in messages:
+                word = message.ack if message.body == b"good" else message.reject
+                await self.soon(word(b"report on " + message.body))
+                await self.soon(message.ack(b"a second word"))
+            while len(told) < 2:
+                done.clear()
+                await self.soon(done.wait())
+        assert sorted(told) == [(b"bad", False, b"report on bad"), (b"good", True, b"report on good")]
+
+    async def test_handing_back_is_no_report(self) -> None:
+        self._needs("reports")
+        told: list[bool] = []
+        done = asyncio.Event()
+
+        def reported(good: bool, report: bytes) -> None:
+            told.append(good)
+            done.set()
+
+        async with self.opened() as transport:
+            await self.soon(transport.put("work", b"x", reported))
+            await self.soon((await self.soon(transport.take("work"))).again())
+            await self.soon((await self.soon(transport.take("work"))).release())
+            message = await self.soon(transport.take("work"))
+            assert told == []
+            await self.soon(message.ack())
+            await self.soon(done.wait())
+        assert told == [True]
+
+    # ------------------------------------------------------------------ to every subscriber
+
+    async def test_what_is_published_reaches_every_subscriber_in_order(self) -> None:
+        bodies = [b"%02d" % number for number in range(20)]
+        async with self.opened() as transport:
+            subscriptions = [await self.soon(transport.subscribe("news")) for _ in range(3)]
+            readers = [asyncio.ensure_future(self.read(subscription, 20)) for subscription in subscriptions]
+            for body in bodies:
+                await self.soon(transport.publish("news", body))
+            for reader in readers:
+                assert self.in_order(await self.soon(reader)) == [("news", body) for body in bodies]
+
+    async def test_a_subscription_is_effective_when_subscribe_has_returned(self) -> None:
+        async with self.opened() as transport:
+            for number in range(10):
+                subscription = await self.soon(transport.subscribe(f"news{number}"))
+                await self.soon(transport.publish(f"news{number}", b"first"))
+                assert await self.read(subscription, 1) == [(f"news{number}", b"first")]
+
+    async def test_what_was_published_before_is_not_received(self) -> None:
+        async with self.opened() as transport:
+            await self.soon(transport.publish("news", b"before"))
+            subscription = await self.soon(transport.subscribe("news"))
+            await self.soon(transport.publish("news", b"after"))
+            assert await self.read(subscription, 1) == [("news", b"after")]
+
+    async def test_channels_match_exactly(self) -> None:
+        async with self.opened() as transport:
+            subscription = await self.soon(transport.subscribe("room1", "room 3"))
+            for channel in ("room12", "room", "Room1", "room1.a", "room1", "room 3"):
+                await self.soon(transport.publish(channel, channel.encode()))
+            expected = [("room1", b"room1"), ("room 3", b"room 3")]
+            assert self.in_order(await self.read(subscription, 2)) == self.in_order(expected)
+
+    async def test_publishing_to_nobody_is_no_error(self) -> None:
+        async with self.opened() as transport:
+            for _ in range(3 * (self.fills_at or 10)):
+                await self.soon(transport.publish("nobody", b"x"))
+
+    async def test_publishing_and_putting_are_apart(self) -> None:
+        async with self.opened() as transport:
+            subscription = await self.soon(transport.subscribe("both"))
+            await self.soon(transport.put("both", b"put"))
+            await self.soon(transport.publish("both", b"published"))
+            assert await self.read(subscription, 1) == [("both", b"published")]
+            assert await self.taken(transport, "both", 1) == [b"put"]
+
+    async def test_a_closed_subscription_ends_and_hears_nothing_more(self) -> None:
+        async with self.opened() as transport:
+            subscription, other = [await self.soon(transport.subscribe("news")) for _ in range(2)]
+            await self.soon(subscription.close())
+            await self.soon(subscription.close())
+            await self.soon(transport.publish("news", b"x"))
+            assert [item async for item in subscription] == []
+            assert await self.read(other, 1) == [("news", b"x")]
+
+    async def test_a_reader_that_waits_when_its_subscription_is_closed_ends(self) -> None:
+        async with self.opened() as transport:
+            subscription = await self.soon(transport.subscribe("news"))
+            reading = asyncio.ensure_future(_read_all(subscription))
+            await asyncio.sleep(0)
+            await self.soon(subscription.close())
+            assert await self.soon(reading) == []
+
+    async def test_a_slow_subscriber_makes_publishers_wait_or_its_losses_are_counted(self) -> None:
+        fills_at = self._fills_at()
+        bodies = [b"%06d" % number for number in range(fills_at + 1)]
+        async with self.opened() as transport:
+            subscription = await self.soon(transport.subscribe("news"))
+            publishing = asyncio.ensure_future(_all_in_turn(transport.publish("news", body) for body in bodies))
+            if self.promises.loss == "block":
+                await self.never(publishing)
+                found = [body for _, body in await self.read(subscription, len(bodies))]
+                assert self.in_order(found) == bodies
+                assert subscription.lost == 0
+                await self.soon(publishing)
+            else:
+                await self.soon(publishing)
+                await self.soon(subscription.close())
+                found = [body for _, body in await self.soon(_read_all(subscription))]
+                assert len(found) + subscription.lost == len(bodies)
+                assert subscription.lost > 0
+
+    async def test_a_publisher_goes_on_when_the_subscriber_it_waits_for_has_gone(self) -> None:
+        fills_at = self._fills_at()
+        if self.promises.loss != "block":
+            pytest.skip("publishers never wait here")
+        async with self.opened() as transport:
+            subscription = await self.soon(transport.subscribe("news"))
+            works = [transport.publish("news", b"x") for _ in range(fills_at + 1)]
+            publishing = asyncio.ensure_future(_all_in_turn(works))
+            await self.never(publishing)
+            await self.soon(subscription.close())
+            await self.soon(publishing)
+
+    # ------------------------------------------------------------------ closing
+
+    async def test_close_may_be_repeated(self) -> None:
+        async with self.opened() as transport:
+            await self.soon(transport.put("work", b"x"))
+            await self.soon(transport.close())
+
+    async def test_closing_ends_subscriptions_and_refuses_what_comes_after(self) -> None:
+        async with self.opened() as transport:
+            subscription = await self.soon(transport.subscribe("news"))
+            reading = asyncio.ensure_future(_read_all(subscription))
+            await asyncio.sleep(0)
+            await self.soon(transport.close())
+            assert await self.soon(reading) == []
+            for work in (transport.put("work", b"x"), transport.publish("news", b"x"), transport.take("work")):
+                with pytest.raises(FurculaError):
+                    await self.soon(work)
+
+    async def test_closing_wakes_a_taker_and_a_sender_that_wait(self) -> None:
+        fills_at = self._fills_at()
+        async with self.opened() as transport:
+            taking = asyncio.ensure_future(transport.take("empty"))
+            for _ in range(fills_at):
+                putting = asyncio.ensure_future(transport.put("full", b"x"))
+                if not (await asyncio.wait([putting], timeout=self.quiet_s))[0]:
+                    break
+            else:
+                putting = asyncio.ensure_future(transport.put("full", b"x"))
+                await self.never(putting)
+            await self.soon(transport.close())
+            for waiting in (taking, putting):
+                with pytest.raises(FurculaError):
+                    await self.soon(waiting)
+
+    async def test_what_was_put_is_still_there_for_the_next_one(self) -> None:
+        self._needs("durable")
+        async with self.opened() as transport:
+            for body in (b"1", b"2", b"3"):
+                await self.soon(transport.put("work", body))
+            assert await self.taken(transport, "work", 1) == [b"1"]
+            held = await self.soon(transport.take("work"))
+            assert held.body == b"2"  # taken, and nothing said of it: closing releases it
+        async with self.opened() as transport:
+            assert sorted(await self.taken(transport, "work", 2)) == [b"2", b"3"]
+
+    # ------------------------------------------------------------------ what is skipped
+
+    def _needs(self, promise: str) -> None:
+        if not getattr(self.promises, promise):
+            pytest.skip(f"this transport does not promise: {promise}")
+
+    def _fills_at(self) -> int:
+        if self.fills_at is None:
+            pytest.skip("it is not said when this transport is full")
+        return self.fills_at
+
+
+async def _all_in_turn(works: Any) -> None:
+    for work in works:
+        await work
+
+
+async def _read_all(subscription: Subscription) -> list[tuple[str, bytes]]:
+    return [item async for item in subscription]
+
+
+async def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
