@@ -178,6 +178,32 @@ def test_a_split_of_a_hundred_thousand_is_handed_on_piece_by_piece() -> None:
     assert most < 3000
 
 
+def test_a_long_split_by_an_async_generator_is_handed_on_piece_by_piece_in_order() -> None:
+    flow, most, inside = flow_of(20_000, 3, 2000), 0, 0
+
+    @flow.module(concurrency=2)
+    async def many(event: Event) -> AsyncIterator[Event]:
+        nonlocal inside, most
+        for number in range(event.data):
+            inside += 1
+            most = max(most, inside)
+            yield Event(number)
+
+    @flow.module(queue=100)
+    async def slow(event: Event) -> Event:
+        nonlocal inside
+        inside -= 1
+        if event.data % 1000 == 0:
+            await asyncio.sleep(0.001)
+        return event
+
+    sink = Sink()
+    flow["source"] >> many >> slow >> flow.module(sink, "sink")
+    assert ran(flow).delivered == 3
+    assert sink == [*range(20_000), *range(3), *range(2000)]
+    assert most < 4000
+
+
 def test_event_to_picks_an_outbox_and_an_unknown_one_fails_with_the_nearest() -> None:
     flow, north, south, dead = flow_of("n", "s", "x"), Sink(), Sink(), Sink()
 

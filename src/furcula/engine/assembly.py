@@ -208,9 +208,15 @@ class Assembly:
             return self._batch_pool(run, handling)
         if options.thread:
             run.executor = ThreadPoolExecutor(options.concurrency, thread_name_prefix=f"furcula {run.name}")
-        attempt = single(handling, converter(handling.input_type), run.executor)
-        outcomes._takes_data = False  # the attempt has put the data into the event
         pool: Pool | None = None
+
+        async def piece(event: Event[Any], items: list[Any]) -> None:
+            assert pool is not None
+            await pool.piece(event, items)
+
+        whole = options.retry is not None or options.timeout is not None
+        attempt = single(handling, converter(handling.input_type), run.executor, None if whole else piece)
+        outcomes._takes_data = False  # the attempt has put the data into the event
         handle: Any = attempt
         timeout_s = float(options.timeout) if options.timeout is not None else None
         if timeout_s is not None:

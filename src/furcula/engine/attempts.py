@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from furcula.engine.counters import BATCH_LIMIT
 from furcula.engine.outcome import Failed, Many
 from furcula.engine.steps import CAUGHT, own_item, snapshot, take
 from furcula.errors import CircuitOpen
@@ -64,10 +65,19 @@ class BreakerState:
         self._trial = False
 
 
-def single(handling: Handling, convert: Callable[[Any], Any] | None, executor: ThreadPoolExecutor | None) -> Handle:
+def single(
+    handling: Handling,
+    convert: Callable[[Any], Any] | None,
+    executor: ThreadPoolExecutor | None,
+    piece: Callable[[Event[Any], list[Any]], Awaitable[None]] | None = None,
+) -> Handle:
     """A coroutine function that makes one try at one event, whatever the shape of the module.
 
     A plain coroutine function over Events is returned as it is, so that it costs nothing more.
+
+    Args:
+        piece: Takes the first items of a long split off an async generator's hands; None: keep all to the end, because
+            what was handed on could not be tried again.
     """
     call, bare = handling.call, handling.receives == "data"
     if handling.shape == "coroutine" and not bare and executor is None:
@@ -89,6 +99,9 @@ def single(handling: Handling, convert: Callable[[Any], Any] | None, executor: T
             try:
                 async for item in call(argument):
                     found.append(own_item(item, event))
+                    if len(found) >= BATCH_LIMIT and piece is not None:
+                        items, found = found, []
+                        await piece(event, items)
             except CAUGHT as error:
                 if is_stop(error):
                     raise

@@ -25,12 +25,12 @@ from typing import Any
 
 from furcula.engine.attempts import Handle, is_stop
 from furcula.engine.counters import BATCH_LIMIT, HELD_LOOP_S, Pace, TimeSlice
-from furcula.engine.outcome import ABSENT, Failed, Outcomes
+from furcula.engine.outcome import ABSENT, Failed, Many, Outcomes
 from furcula.engine.outlets import Batch, all_of
 from furcula.engine.queue import Queue, enter
 from furcula.engine.steps import CAUGHT, abandon, warn_held
 from furcula.errors import ModuleTimeout
-from furcula.event import Event
+from furcula.event import Event, shallow
 from furcula.options import Overflow
 
 __all__ = ["GRACE_S", "LANE_SIZE", "Pool", "Watched"]
@@ -416,8 +416,28 @@ class Pool:
         if events:
             self._ring_count -= len(events)
             self._out(events, results)
-            if self._ring_count < self._ring_limit:
-                self._moved()
+            self._moved()
+
+    async def piece(self, event: Event[Any], items: list[Any]) -> None:
+        """Hand on part of what an event is being split into, in its turn, and wait for room.
+
+        So a split of any length stays bounded. Called from inside the module, while it handles `event`.
+        """
+        worker = self._worker_of(event)
+        if worker is None:
+            raise RuntimeError("only an event being handled can be split")
+        if worker.place is None:
+            await asyncio.sleep(0)  # being suspended gives it its place
+        while self._ordered and self._ring[0] is not worker.place:
+            await self._until_moved()
+        carrier = event.carrier()
+        if carrier is not None:
+            event._receipt = carrier.share(2)
+        part = shallow(event.numbered())
+        self.counters.born += 1
+        wait = self.outcomes.sort_out([part], [Many(items)])
+        if wait is not None:
+            await wait
 
     async def _relieve(self) -> None:
         """Wait until downstream has room. One worker waits for it, the others for that one."""

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
+import sys
 from typing import Any
 
 import pytest
@@ -423,6 +426,27 @@ async def test_a_cancelled_wait_leaves_the_pipeline_running() -> None:
     assert plumber.statistics().delivered
     async with asyncio.timeout(LIMIT_S):
         await plumber.cancel()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it is stopped by a signal")
+async def test_with_signals_the_first_one_drains() -> None:
+    plumber = Plumber(chain(endless, slow, collect), signals=True)
+    await plumber.create_pipeline()
+    await some_results(plumber)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await finish(plumber, failed=0)
+    assert plumber.statistics().delivered == plumber.statistics().admitted
+
+
+def test_when_its_loop_is_shut_down_a_pipeline_ends_and_accounts_for_what_was_inside() -> None:
+    plumber = Plumber(chain(endless, slow, collect))
+
+    async def main() -> None:
+        await plumber.create_pipeline()
+        await some_results(plumber)  # and returns without a word to the pipeline
+
+    asyncio.run(main())
+    assert_settled(plumber.statistics())
 
 
 async def test_results_are_bounded() -> None:
