@@ -189,7 +189,8 @@ class FlowGraph:
         declared = subject if is_class else type(subject)
         if is_class or isinstance(subject, Source):
             ports["inboxes"] = tuple(getattr(declared, "inboxes", ("inbox",)))
-            ports["outboxes"] = tuple(getattr(declared, "outboxes", ("outbox",)))
+            declared_outboxes = getattr(declared, "outboxes", ("outbox",))
+            ports["outboxes"] = None if declared_outboxes is None else tuple(declared_outboxes)
             ports["optional"] = tuple(getattr(declared, "optional", ()))
             if not found:  # what depends on wrong arguments would only hide what is wrong
                 ports.update(_ports_by_arguments(declared, bound))

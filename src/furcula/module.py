@@ -100,13 +100,14 @@ class Module:
     An instance serves one run of one flow.
 
     Attributes:
-        inboxes: Names of the inboxes. An inbox named `side` is handled by `process_side` if there is one.
-        outboxes: Names of the outboxes that `event.to(...)` may use, besides `failed`.
+        inboxes: Names of the inboxes. An inbox named `side` is handled by `process_side` if there is one; it has then
+            a queue and workers of its own.
+        outboxes: Names of the outboxes that `event.to(...)` may use, besides `failed`; None: any.
         optional: Those outboxes that may stay unconnected without a warning; what is sent there is dropped and counted.
     """
 
     inboxes: ClassVar[tuple[str, ...]] = ("inbox",)
-    outboxes: ClassVar[tuple[str, ...]] = ("outbox",)
+    outboxes: ClassVar[tuple[str, ...] | None] = ("outbox",)
     optional: ClassVar[tuple[str, ...]] = ()
 
     # `start(self, context)`, `stop(self)` (plain or async) and `process(self, event)` are looked up, not inherited, so

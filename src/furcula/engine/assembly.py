@@ -206,7 +206,7 @@ class Assembly:
         options, plan, outcomes = run.place.options, run.plan, run.arrivals
         if handling.receives == "events":
             return self._batch_pool(run, handling)
-        if options.thread:
+        if options.thread and run.executor is None:
             run.executor = ThreadPoolExecutor(options.concurrency, thread_name_prefix=f"furcula {run.name}")
         pool: Pool | None = None
 

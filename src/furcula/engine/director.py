@@ -95,6 +95,9 @@ class Director:
         self._source_tasks: dict[str, asyncio.Task[Any]] = {}
         self._unfinished: set[str] = set()
         self._ended: asyncio.Event | None = None
+        self._started = asyncio.Event()
+        self._expired = asyncio.Event()
+        self._limited = False
         self._stopping: asyncio.Task[Statistics] | None = None
         self._forced = False
         self._failure: BaseException | None = None
@@ -125,6 +128,7 @@ class Director:
             _log.warning("%s: %s", self.flow.name, warning)
         self.phase = "starting"
         self._ended = asyncio.Event()
+        self._started = asyncio.Event()
         self._began = time.monotonic()
         for run in self.modules.values():
             for worker in run.workers:
@@ -140,9 +144,12 @@ class Director:
                 self._started_modules.append(run)
                 await self._start_module(run)
         except BaseException:
-            self._failure = None
+            self._started.set()
             await self.stop(0)
             raise
+        self._started.set()
+        if self._stopping is not None:  # a stop was asked for meanwhile: the sources do not even begin
+            return
         self.phase = "running"
         for run in self.modules.values():
             if run.entrance is not None:
@@ -159,8 +166,12 @@ class Director:
         context = ModuleContext(self, run)
         try:
             takes = len(inspect.signature(hook).parameters)
-            await _maybe(hook(context) if takes else hook())
-        except (asyncio.CancelledError, KeyboardInterrupt):
+            starting = asyncio.ensure_future(_maybe(hook(context) if takes else hook()))
+            await self._unless_expired(starting)
+            if starting.cancelled():
+                raise Stopped(f"the flow was stopped while {run.name} was starting")
+            starting.result()
+        except (asyncio.CancelledError, KeyboardInterrupt, Stopped):
             raise
         except Exception as error:
             place = run.place.location
@@ -335,11 +346,17 @@ class Director:
                 future.cancel()
 
     def pause(self, name: str) -> None:
-        """Let a module handle nothing more until `resume`; what comes waits, and those who send it in the end too."""
+        """Let a module handle nothing more until `resume`; what comes waits, and those who send it in the end too.
+
+        A paused source may give one more batch, which it had in hand. A flow whose sources have ended does not end
+        before its paused modules are resumed or it is stopped.
+        """
         run = self._known(name)
         if run.paused:
             return
         run.paused = True
+        if run.entrance is not None:
+            run.entrance.pause()
         for part in run.workers or run.steps:
             part.pause()
 
@@ -349,6 +366,8 @@ class Director:
         if not run.paused:
             return
         run.paused = False
+        if run.entrance is not None:
+            run.entrance.resume()
         for part in run.workers or run.steps:
             part.resume()
 
@@ -385,7 +404,11 @@ class Director:
                 except (NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not this system
                     pass
         try:
-            await self.start()
+            try:
+                await self.start()
+            except Stopped:
+                if self._stopping is None:
+                    raise
             await self.wait()
             if self._stopping is None:
                 # The sources have ended by themselves: what they gave is drained however long it takes.
@@ -405,9 +428,13 @@ class Director:
 
     def _on_signal(self, number: int) -> None:
         name = signal.Signals(number).name
-        if self._stopping is None:
+        if self._stopping is None or not self._limited:
             _log.warning("%s: %s: draining for at most %g s; again ends at once", self.flow.name, name, self.deadline_s)
-            self.request_stop()
+            if self._stopping is None:
+                self.request_stop()
+            else:  # it was draining by itself, without a limit
+                self._limited = True
+                asyncio.get_running_loop().call_later(self.deadline_s, self._expired.set)
         else:
             _log.warning("%s: %s again: ending at once", self.flow.name, name)
             self.force()
@@ -438,6 +465,12 @@ class Director:
         limit = self.deadline_s if deadline is None else float(Duration(deadline))
         return await self._stop_once(limit)
 
+    async def drain(self) -> Statistics:
+        """Stop as `stop` does, but let what was admitted take as long as it needs."""
+        if self.phase == "assembled":
+            return await self.stop()
+        return await self._stop_once(None)
+
     async def _stop_once(self, limit: float | None) -> Statistics:
         if self._stopping is None:
             self._stopping = asyncio.get_running_loop().create_task(self._stop(limit), name="furcula stop")
@@ -448,27 +481,28 @@ class Director:
         """Was the end forced by a second signal?"""
         return self._forced
 
-    @property
-    def _expired(self) -> asyncio.Event:
-        if not hasattr(self, "_expired_event"):
-            self._expired_event = asyncio.Event()
-        return self._expired_event
-
     async def _stop(self, limit: float | None) -> Statistics:
         loop = asyncio.get_running_loop()
-        self.phase = "draining"
+        self._limited = limit is not None
         timer = None if limit is None else loop.call_later(limit, self._expired.set)
         if limit == 0:
             self._expired.set()
-        for run in self.modules.values():
-            if run.paused:
-                self.resume(run.name)
+        if self.phase == "starting":
+            await self._started.wait()  # a hook that takes longer than the deadline is cancelled in `start`
+        self.phase = "draining"
+        if limit is not None:
+            for run in self.modules.values():
+                if run.paused:
+                    self.resume(run.name)
         await self._cease()
         for component in self.plan.order:
             await self._drain([self.modules[name] for name in component if name in self.modules])
         await self._until(lambda: all(crossing.settled() for crossing in self._crossings))
         if timer is not None:
             timer.cancel()
+        for run in self.modules.values():
+            if run.emission is not None:
+                run.emission.closed = True
         self._abandon()
         await self._end_tasks()
         if not self._forced:
@@ -548,8 +582,8 @@ class Director:
                 await self._unless_expired(asyncio.sleep(pause))
                 pause = min(pause * 1.5, 0.02)
 
-    async def _unless_expired(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Await `work`, but not beyond the deadline."""
+    async def _unless_expired(self, work: Awaitable[Any]) -> None:
+        """Await `work`, but not beyond the deadline; then it is cancelled."""
         doing = asyncio.ensure_future(work)
         expiry = asyncio.ensure_future(self._expired.wait())
         try:

@@ -12,6 +12,7 @@ from furcula.engine.counters import Counters
 from furcula.engine.outlets import Batch, Consumer, Outlet, all_of, settle
 from furcula.errors import Expired, FurculaError, ModuleError, nearest
 from furcula.event import Event, Failure, Routed
+from furcula.graph import EXCEPTION_PORTS
 from furcula.receipt import Carrier
 
 __all__ = ["ABSENT", "Failed", "Many", "Outcomes"]
@@ -108,12 +109,12 @@ class Outcomes:
 
     def send(self, outbox: str, batch: Batch) -> Awaitable[None] | None:
         """The batch leaves from `outbox`."""
+        if outbox in EXCEPTION_PORTS:
+            return self._send_exception(outbox, batch)
         if outbox == "outbox" or self.is_sink:
             return self.same(batch)
         outlet = self.outlets.get(outbox)
         if outlet is None:
-            if outbox in ("failed", "invalid", "expired"):
-                return self._send_exception(outbox, batch)
             if self._declared is not None and outbox not in self._declared:
                 hint = nearest(outbox, self._declared) or f"; it has {', '.join(self._declared)}"
                 error = ModuleError(f"{self.name} has no outbox {outbox!r}{hint}")
@@ -171,13 +172,14 @@ class Outcomes:
         dropped: Batch = []
         ended: Batch = []
         failed: list[tuple[Event[Any], Failed]] = []
+        nones = 0
         for event, result in zip(events, results, strict=True):
             kind = type(result)
             if result is event:
                 on.append(event)
             elif kind is Failed:
                 failed.append((event, result))
-            elif self.is_sink:
+            elif self.is_sink and not _names_exception(result):
                 if kind is Many and result.failed is not None:
                     failed.append((event, result.failed))
                 else:
@@ -185,6 +187,7 @@ class Outcomes:
             elif kind is Many:
                 self._split(event, result, on, ports, dropped, failed)
             elif result is None and not self._none_is_data:
+                nones += 1
                 if self._must_answer:
                     error = ModuleError(f"{self.name} is annotated to answer with an Event and answered None")
                     failed.append((event, Failed(error)))
@@ -202,7 +205,7 @@ class Outcomes:
                 )
                 failed.append((event, Failed(error)))
         if self._nones >= 0:
-            self._watch_for_nones(len(dropped), len(events))
+            self._watch_for_nones(nones, len(events))
         waits: list[Awaitable[None]] = []
         if ended:
             self.deliver(ended)
@@ -388,6 +391,13 @@ def format_traceback(error: BaseException) -> str:
         return ""
     text = "".join(lines)
     return text if len(text) <= 8000 else text[:2000] + "\n[...]\n" + text[-6000:]
+
+
+def _names_exception(result: Any) -> bool:
+    """Does the answer of a sink send something to `failed`, `invalid` or `expired`?"""
+    if type(result) is Many:
+        return any(_names_exception(item) for item in result.items)
+    return type(result) is Routed and result.outbox in EXCEPTION_PORTS
 
 
 def _add(waits: list[Awaitable[None]], wait: Awaitable[None] | None) -> None:

@@ -40,6 +40,7 @@ class Entrance:
         self.ceasing = False
         #: Refuse everything.
         self.closed = False
+        self._resumed: asyncio.Future[None] | None = None
 
     def admit(
         self,
@@ -81,8 +82,23 @@ class Entrance:
                     event._receipt = slot
         self.counters.received += count
         if outbox == "outbox" and Routed in kinds:
-            return self._by_port(data, events)
-        return self._send(outbox, events)
+            wait = self._by_port(data, events)
+        else:
+            wait = self._send(outbox, events)
+        if self._resumed is None:
+            return wait
+        resumed = asyncio.shield(self._resumed)
+        return resumed if wait is None else all_of([wait, resumed])
+
+    def pause(self) -> None:
+        """Make whoever admits wait from now on. What it has in hand, one batch at most, is still admitted."""
+        if self._resumed is None:
+            self._resumed = asyncio.get_running_loop().create_future()
+
+    def resume(self) -> None:
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None and not resumed.done():
+            resumed.set_result(None)
 
     def _by_port(self, data: list[Any], events: Batch) -> Awaitable[None] | None:
         ports: dict[str, Batch] = {}
@@ -109,6 +125,8 @@ class Entrance:
 
     def emit(self, items: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None:
         """Send out events that no incoming event caused."""
+        if self.closed:
+            raise Stopped(f"{self.name} sends nothing more: the flow has stopped")
         events = [_as_event(item) for item in items]
         if not events:
             return None

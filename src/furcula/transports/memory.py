@@ -157,29 +157,36 @@ class _Message:
 
 
 class _Subscription:
+    """What one subscriber has not read yet. A full one makes publishers wait until it is read or closed."""
+
     def __init__(self, size: int, ended: Callable[[_Subscription], None]):
         self.lost = 0
-        self._waiting: asyncio.Queue[tuple[str, bytes] | None] = asyncio.Queue(size)
+        self._size = size
+        self._unread: deque[tuple[str, bytes]] = deque()
+        self._changed = asyncio.Condition()
         self._ended = ended
         self._closed = False
 
     async def offer(self, channel: str, body: bytes) -> None:
-        if not self._closed:
-            await self._waiting.put((channel, body))
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._closed or len(self._unread) < self._size)
+            if not self._closed:
+                self._unread.append((channel, body))
+                self._changed.notify_all()
 
     async def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
-        while not (self._closed and self._waiting.empty()):
-            item = await self._waiting.get()
-            if item is None:
-                return
+        while True:
+            async with self._changed:
+                await self._changed.wait_for(lambda: self._closed or bool(self._unread))
+                if not self._unread:
+                    return
+                item = self._unread.popleft()
+                self._changed.notify_all()
             yield item
 
     async def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._ended(self)
-        try:
-            self._waiting.put_nowait(None)
-        except asyncio.QueueFull:  # the reader sees the flag when it has read what is there
-            pass
+        if not self._closed:
+            self._closed = True
+            self._ended(self)
+            async with self._changed:
+                self._changed.notify_all()
