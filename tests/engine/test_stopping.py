@@ -381,3 +381,33 @@ def test_a_director_runs_once() -> None:
             await director.start()
 
     run_moving(go)
+
+
+NATURAL_END = """
+import asyncio
+from furcula import Flow
+flow = Flow("child")
+flow.source(range(10), "ten")
+
+@flow.module
+async def slow(event):
+    if event.data == 0:
+        print("running", flush=True)
+    await asyncio.sleep(0.05)
+    return event
+
+flow["ten"] >> slow >> flow.use("null")
+print(flow.run(deadline="20s"), flush=True)
+"""
+
+
+def test_the_first_signal_while_a_flow_drains_by_itself_drains_on(tmp_path: Path) -> None:
+    script = tmp_path / "child.py"
+    script.write_text(NATURAL_END)
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    os.kill(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=30)
+    assert out == "admitted 10 = delivered 10 + dropped 0 + failed 0 + in flight 0\n", errors
+    assert "draining for at most 20 s" in errors

@@ -166,11 +166,13 @@ class Director:
         context = ModuleContext(self, run)
         try:
             takes = len(inspect.signature(hook).parameters)
-            starting = asyncio.ensure_future(_maybe(hook(context) if takes else hook()))
-            await self._unless_expired(starting)
-            if starting.cancelled():
-                raise Stopped(f"the flow was stopped while {run.name} was starting")
-            starting.result()
+            answer = hook(context) if takes else hook()
+            if inspect.isawaitable(answer):
+                starting = asyncio.ensure_future(answer)
+                await self._unless_expired(starting)
+                if starting.cancelled():
+                    raise Stopped(f"the flow was stopped while {run.name} was starting")
+                starting.result()
         except (asyncio.CancelledError, KeyboardInterrupt, Stopped):
             raise
         except Exception as error:

@@ -13,7 +13,7 @@ from furcula.engine.outlets import Batch, Consumer, Outlet, all_of, settle
 from furcula.errors import Expired, FurculaError, ModuleError, nearest
 from furcula.event import Event, Failure, Routed
 from furcula.graph import EXCEPTION_PORTS
-from furcula.receipt import Carrier
+from furcula.receipt import Carrier, Receipt
 
 __all__ = ["ABSENT", "Failed", "Many", "Outcomes"]
 
@@ -142,6 +142,16 @@ class Outcomes:
             self.counters.delivered += len(batch)
             settle(batch, "delivered")
         return None
+
+    def ended_bare(self, count: int, receipt: Receipt, dropped: str = "") -> None:
+        """The way of events that were never made ends here: delivered, or dropped for the reason given."""
+        if dropped and not self.is_sink:
+            self.counters.dropped += count
+            self.counters.reasons["dropped", dropped] += count
+            receipt.settle("dropped", count, dropped)
+        else:
+            self.counters.delivered += count
+            receipt.settle("delivered", count)
 
     def _answer(self, batch: Batch) -> None:
         for event in batch:

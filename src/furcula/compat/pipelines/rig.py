@@ -59,11 +59,11 @@ class OutputQueue:
         self._waiting: asyncio.Future[None] | None = None
         #: Items put so far.
         self.count = 0
+        if in_step is not None:  # before any rig runs: the first to start must wait for the others too
+            in_step.enter(name)
 
     def open(self, context: Context) -> None:
         self._context = context
-        if self._in_step is not None:
-            self._in_step.enter(self._name)
 
     def close(self) -> None:
         if self._in_step is not None:
