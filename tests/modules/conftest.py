@@ -98,7 +98,7 @@ async def turns(count: int = 5) -> None:
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what only can be looked at (a file, a counter)."""
     async with asyncio.timeout(LIMIT_S):
-        while not holds():  # noqa: ASYNC110 -- there is nothing to be told by
+        while not holds():
             await asyncio.sleep(0.002)
 
 

@@ -80,7 +80,7 @@ async def finish(plumber: Plumber, **expected: Any) -> dict[str, list[Any]]:
 
 
 async def some_results(plumber: Plumber) -> None:
-    while not plumber.results:  # noqa: ASYNC110 -- there is nothing to be told by
+    while not plumber.results:
         await asyncio.sleep(0)
 
 
