@@ -64,6 +64,14 @@ class MovingLoop(asyncio.SelectorEventLoop):
         future.add_done_callback(done)
         return future
 
+    async def shutdown_default_executor(self, *limit: Any) -> None:
+        """As the loop's own, which from Python 3.12 on would wait by a clock that jumps."""
+        self.threads += 1
+        try:
+            await super().shutdown_default_executor(*limit)
+        finally:
+            self.threads -= 1
+
 
 def run_moving(make: Callable[[MovingLoop], Coroutine[Any, Any, T]]) -> T:
     """Run a coroutine in a loop of its own whose clock moves by itself."""
