@@ -8,6 +8,7 @@ from typing import Any
 
 from furcula import registry
 from furcula.engine.director import Director
+from furcula.engine.loop import run_in_new_loop
 from furcula.engine.rehearsal import Rehearsal
 from furcula.engine.statistics import Statistics
 from furcula.errors import ConfigurationError, Problem
@@ -64,7 +65,7 @@ class Flow(FlowGraph):
         try:
             asyncio.get_running_loop()
         except RuntimeError:
-            return asyncio.run(self.run_async(signals=True, **settings))
+            return run_in_new_loop(self.run_async(signals=True, **settings))
         raise RuntimeError("flow.run() starts an event loop of its own; inside one, await flow.run_async()")
 
     async def run_async(self, *, signals: bool = False, **settings: Any) -> Statistics:

@@ -57,16 +57,16 @@ def _shows_live(flow: Flow) -> bool:
 
 
 def _run(flow: Flow, deadline_s: float, profile: str | None, live: bool) -> tuple[Statistics, bool]:
-    import asyncio
     import cProfile
 
+    from furcula.engine.loop import run_in_new_loop
     from furcula.errors import SourceFailed
 
     profiler = cProfile.Profile() if profile else None
     if profiler is not None:
         profiler.enable()
     try:
-        return asyncio.run(_run_watched(flow, deadline_s, live))
+        return run_in_new_loop(_run_watched(flow, deadline_s, live))
     except SourceFailed as error:
         if error.statistics is not None:
             say(_report(error.statistics))
