@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import random
 import threading
 import time
 from collections import defaultdict
@@ -88,6 +89,35 @@ def test_a_key_that_retries_holds_only_its_own_lane_even_with_one_worker() -> No
     statistics = ran(flow)
     assert sink == [1, 2, 4, 5, 7, 8, 10, 11, 0, 3, 6, 9]
     assert statistics.modules["flaky"].retried == 2
+
+
+@pytest.mark.parametrize("first_seed", [0, 50])
+def test_the_order_of_each_key_is_kept_through_waits_retries_and_full_lanes(first_seed: int) -> None:
+    for seed in range(first_seed, first_seed + 50):
+        draw = random.Random(seed)
+        flow, sink = numbers(150), Sink()
+        keys, failing = draw.choice([1, 3, 20]), draw.choice([0.0, 0.3])
+
+        async def work(event: Event, draw: random.Random = draw, failing: float = failing) -> Event:
+            if draw.random() < 0.5:
+                await asyncio.sleep(draw.random())
+            if draw.random() < failing:
+                raise OSError
+            return event
+
+        place = flow.module(
+            work,
+            concurrency=draw.choice([1, 2, 5]),
+            queue=draw.choice([1, 4, None]),
+            key=lambda event, keys=keys: event.data % keys,
+            retry=Retry(attempts=1000, delay=0.5, factor=1) if failing else None,
+        )
+        flow["numbers"] >> place >> flow.module(sink, "sink")
+        ran(flow, batch_limit=draw.choice([1, 3, 512]))
+        assert sorted(sink) == list(range(150))
+        for key in range(keys):
+            found = [number for number in sink if number % keys == key]
+            assert found == sorted(found), seed
 
 
 def test_each_try_sees_the_original_payload_and_the_failed_event_carries_it() -> None:
@@ -250,7 +280,7 @@ def test_a_thread_over_its_time_fails_now_works_on_a_copy_and_keeps_its_place() 
     flow, dead, sink = Flow("thread"), Sink(), Sink()
     flow.source([{"n": 0}, {"n": 1}], "two")
 
-    @flow.module(thread=True, timeout="50ms")
+    @flow.module(thread=True, timeout="1s")
     def blocks(event: Event) -> Event:
         event.data["seen"] = True
         if event.data["n"] == 0:

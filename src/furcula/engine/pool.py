@@ -174,8 +174,10 @@ class Pool:
         self._paused = False
         self._spawn: Callable[[Any, str], asyncio.Task[None]] | None = None
         # What the running worker has done since it last flushed, in step.
-        self._events: Batch = []
+        # It answers them in turn, so the answers alone tell which events they belong to: those from `_first` on.
         self._results: list[Any] = []
+        self._batch: Batch = []
+        self._first = 0
         self._shared: Iterator[Event[Any]] = iter(())
         # Places and finished pieces in the order of arrival; the head is pending, or there is none.
         self._ring: deque[_Place | tuple[Batch, list[Any]]] = deque()
@@ -190,6 +192,7 @@ class Pool:
         self._lane_size = min(LANE_SIZE, size)
         self._lanes_size = 64 * size
         self._waiting_in_lanes = 0
+        self._stuck: deque[_Worker] = deque()
         self._parked: dict[Hashable, Event[Any]] = {}
         self._resumable: deque[tuple[Hashable, Event[Any]]] = deque()
         # Tries under a time limit, the earliest deadline first: the limit is the same for all.
@@ -243,8 +246,8 @@ class Pool:
 
     async def _work(self, worker: _Worker) -> None:
         handle = self._handle
-        # These lists are emptied, never replaced: a bound method of a list that was swapped would lose events.
-        add_event, add_result = self._events.append, self._results.append
+        # This list is emptied, never replaced: a bound method of a list that was swapped would lose answers.
+        add_result = self._results.append
         worker.began = perf_counter()
         key_of = self._key
         while True:
@@ -260,9 +263,10 @@ class Pool:
                 except CAUGHT as error:
                     result = self._raised(worker, error)
                 if worker.place is None:
-                    if result is not PARKED:
-                        add_event(event)
+                    if key_of is None or result is not PARKED:
                         add_result(result)
+                    else:
+                        self._skip()
                 else:
                     await self._finish(worker, result)
                     await self._become_running(worker)
@@ -286,7 +290,7 @@ class Pool:
         """The shared events are used up: hand on what is done, and get more or sleep."""
         worker.event = None
         now = perf_counter()
-        done = len(self._events)
+        done = len(self._results)
         if done:
             self.counters.handled(done, now - worker.began)
             self._pace.measured(done, now - worker.began)
@@ -303,6 +307,7 @@ class Pool:
             return  # another worker took a batch since this one entered its own; that one comes first
         if self.queue and not self._paused:
             batch = self.queue.take(self._pace.limit)
+            self._batch, self._first = batch, 0
             self._shared = iter(batch)
             return
         if self._resumable:
@@ -326,7 +331,7 @@ class Pool:
         now = perf_counter()
         seconds = now - worker.began
         if seconds > HELD_LOOP_S:
-            warn_held(self.name, self.counters, len(self._events) + 1, seconds)
+            warn_held(self.name, self.counters, len(self._results) + 1, seconds)
         event = worker.event
         if event is None:
             return
@@ -334,9 +339,9 @@ class Pool:
             self._arm(worker)
         if worker.place is not None:
             return
-        if self._events:
-            self.counters.handled(len(self._events), seconds)
-        self._flush()
+        if self._results:
+            self.counters.handled(len(self._results), seconds)
+        self._skip()
         worker.place = place = _Place(event)
         if self._ordered:
             self._ring.append(place)
@@ -359,16 +364,22 @@ class Pool:
 
     def _flush(self) -> None:
         """Hand on what the running worker has done; behind a pending place, keep it in order."""
-        if not self._events:
+        if not self._results:
             return
-        events, results = self._events.copy(), self._results.copy()
-        self._events.clear()
+        results = self._results.copy()
         self._results.clear()
+        last = self._first + len(results)
+        events, self._first = self._batch[self._first : last], last
         if self._ordered and self._ring:
             self._ring.append((events, results))
             self._ring_count += len(events)
             return
         self._out(events, results)
+
+    def _skip(self) -> None:
+        """Hand on what is done; the next event in turn is answered elsewhere."""
+        self._flush()
+        self._first += 1
 
     def _out(self, events: Batch, results: list[Any]) -> None:
         self.counters.held -= len(events)
@@ -458,31 +469,43 @@ class Pool:
     # ------------------------------------------------------------------ keys
 
     async def _free_lane(self, worker: _Worker, event: Event[Any], key_of: Callable[[Event[Any]], Hashable]) -> bool:
-        """False: the event's key is busy, and the event has been put behind it."""
+        """True: nothing holds this event. False: its key was busy, and it has been seen to."""
         worker.event = None
         try:
             key = key_of(event)
             lane = self._lanes.get(key)
         except CAUGHT as error:
-            self._events.append(event)
             self._results.append(Failed(error))
             return False
-        while lane is not None:
-            if len(lane) < self._lane_size and self._waiting_in_lanes < self._lanes_size:
-                lane.append(event)
-                self._waiting_in_lanes += 1
-                return False
-            # A full lane makes the inbox wait, until some lane has moved.
-            self._flush()
+        if lane is None and not self._stuck:
+            worker.key = key
+            return True
+        self._skip()
+        if self._stuck or not self._has_room(lane):
+            # A full lane makes the inbox wait. Whoever takes an event meanwhile waits in line behind this one: the
+            # lane may be free again before this worker is told, and its key would be overtaken.
             worker.stuck = event
-            if self._resumable:  # it may be this worker that has to move it
-                await self._resume_lane(worker)
-            else:
-                await self._until_moved()
+            self._stuck.append(worker)
+            while self._stuck[0] is not worker or not self._has_room(self._lanes.get(key)):
+                if self._resumable:  # it may be this worker that has to move it
+                    await self._resume_lane(worker)
+                else:
+                    await self._until_moved()
+            self._stuck.popleft()
             worker.stuck = None
+            self._moved()
             lane = self._lanes.get(key)
-        worker.key = key
-        return True
+        if lane is not None:
+            lane.append(event)
+            self._waiting_in_lanes += 1
+        else:
+            self._lanes[key] = deque()
+            await self._lane(worker, key, event)
+            await self._become_running(worker)
+        return False
+
+    def _has_room(self, lane: deque[Event[Any]] | None) -> bool:
+        return lane is None or (len(lane) < self._lane_size and self._waiting_in_lanes < self._lanes_size)
 
     async def _resume_lane(self, worker: _Worker) -> None:
         """Go on with an event whose back-off is over, and its lane."""
@@ -657,15 +680,14 @@ class Pool:
             or self._running
             or self._ring
             or self._lanes
-            or self._events
+            or self._results
             or any(worker.event is not None and not worker.abandoned for worker in self._workers)
         )
 
     def abandon(self) -> int:
         held = self.queue.clear()
         held += list(self._shared)
-        held += self._events
-        self._events.clear()
+        held += self._batch[self._first : self._first + len(self._results)]
         self._results.clear()
         for entry in self._ring:
             held += entry[0] if type(entry) is tuple else [entry.event]  # type: ignore[union-attr]
@@ -679,6 +701,7 @@ class Pool:
             if worker.stuck is not None:
                 held.append(worker.stuck)
                 worker.stuck = None
+        self._stuck.clear()
         held += self._parked.values()
         for lane in self._lanes.values():
             held += lane
