@@ -97,7 +97,8 @@ class Module:
     """Base of class modules. Deriving from it is optional: any class with `process` is a module.
 
     Arguments are those of `__init__`; annotate them, they are converted and checked, and `furcula show` prints them.
-    An instance serves one run of one flow.
+    An instance serves one run of one flow. `__init__` may refuse arguments (ValueError) but opens nothing: checking a
+    flow makes an instance to hear what it says. What has to be opened is opened in `start`.
 
     Attributes:
         inboxes: Names of the inboxes. An inbox named `side` is handled by `process_side` if there is one; it has then

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from furcula.errors import Problem, nearest
+from furcula.errors import ConfigurationError, Problem, nearest
 from furcula.graph import EXCEPTION_PORTS, Edge, Place, Route, components, edges, sink_side
-from furcula.module import Handling, types_meet
+from furcula.module import Handling, Module, types_meet
 
 __all__ = ["problems", "warnings"]
 
@@ -32,6 +32,7 @@ def problems(
             )
     for place in places.values():
         found += _option_problems(place)
+        found += _making_problems(place)
     arrows = edges(places, routes, dead_letter)
     found += _reach_problems(places, routes, arrows, dead_letter)
     found += _cycle_problems(places, arrows, ttl)
@@ -149,6 +150,18 @@ def _option_problems(place: Place) -> list[Problem]:
             if getattr(options, option):
                 wrong(option, f"takes whole batches; {option} is for single events")
     return found
+
+
+def _making_problems(place: Place) -> list[Problem]:
+    """What a module's own `__init__` says of its arguments: it checks, and opens nothing (see `Module`)."""
+    if isinstance(place.subject, type) and issubclass(place.subject, Module):
+        try:
+            place.subject(**place.bound)
+        except ConfigurationError as error:
+            return [Problem(p.message, f"modules.{place.name}.with", place.location) for p in error.problems]
+        except (ValueError, TypeError, LookupError) as error:
+            return [Problem(str(error), f"modules.{place.name}.with", place.location)]
+    return []
 
 
 def _reach_problems(
