@@ -64,6 +64,8 @@ class Origin:
             self.dropped += count
         else:
             self.failed += count
+            if reason == "lost":
+                self.lost += count
         self.reasons[fate, reason] += count
 
 
@@ -106,7 +108,6 @@ class Receipt:
     def __del__(self) -> None:
         if self.open:
             lost, self.open = self.open, 0
-            self.origin.lost += lost
             self.origin.settle("failed", lost, "lost")
             _log.error("furcula: %d event(s) of %r were lost; this is a defect of furcula", lost, self.origin.name)
 

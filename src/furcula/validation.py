@@ -105,6 +105,9 @@ def _route_problems(places: Mapping[str, Place], route: Route, path: str) -> lis
             )
     if route.overflow is not None and route.queue is None and route.branch == "required":
         found.append(Problem(f"{route}: overflow needs a queue on the route", path, route.location))
+    if route.branch == "best-effort" and route.overflow == "block":
+        message = f"{route}: a best-effort branch never makes its parent wait: overflow must be a drop, or fail"
+        found.append(Problem(message, path, route.location))
     if route.queue is not None and route.queue < 1:
         found.append(Problem(f"{route}: queue must be 1 or more", path, route.location))
     if route.ttl is not None and route.ttl < 1:

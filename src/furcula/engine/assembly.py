@@ -5,22 +5,22 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from furcula.engine.attempts import BreakerState, is_stop, retrying, single
+from furcula.engine.attempts import BreakerState, is_stop, isolated, retrying, single
 from furcula.engine.batches import BatchPool
 from furcula.engine.counters import BATCH_LIMIT, Counters, TimeSlice
 from furcula.engine.crossing import Crossing
 from furcula.engine.cycles import BackEdge, Region
 from furcula.engine.join import Join, JoinInbox
-from furcula.engine.outcome import Failed, Outcomes
+from furcula.engine.outcome import Failed, Many, Outcomes
 from furcula.engine.outlets import Batch, BestEffort, Consumer, Fanout, Link, Outlet
 from furcula.engine.plan import CYCLE_LIMIT, ModulePlan, Plan, RoutePlan
 from furcula.engine.pool import Pool
 from furcula.engine.queue import QueueStep
 from furcula.engine.sources import Entrance
 from furcula.engine.steps import CAUGHT, converter, snapshot, sync_step
+from furcula.engine.threads import Threads
 from furcula.errors import ConfigurationError, Problem, StartFailed
 from furcula.event import Event
 from furcula.flow import FlowGraph
@@ -58,12 +58,16 @@ class ModuleRun:
         self.steps: list[Any] = []
         self.workers: list[QueueStep | Pool] = []
         self.join: Join | None = None
-        self.executor: ThreadPoolExecutor | None = None
+        self.executor: Threads | None = None
         self.links: list[Link] = []
         self.paused = False
 
     def idle(self) -> bool:
         return all(step.idle() for step in self.steps)
+
+    def parts(self) -> list[Any]:
+        """Everything that can hold events back: queues, workers, and steps that are called directly."""
+        return list({id(part): part for part in (*self.steps, *self.workers)}.values())
 
     @property
     def depth(self) -> int:
@@ -157,7 +161,9 @@ class Assembly:
             run.entries[inbox] = entries[key]
         if place.options.join:
             entry = next(iter(run.entries.values()))
-            run.join = Join(place.inboxes, run.arrivals, entry.accept, float(place.options.join_timeout))
+            run.join = Join(
+                place.inboxes, run.arrivals, getattr(entry, "take_in", entry.accept), float(place.options.join_timeout)
+            )
             run.entries = {inbox: JoinInbox(run.join, inbox) for inbox in place.inboxes}
         return run
 
@@ -207,7 +213,7 @@ class Assembly:
         if handling.receives == "events":
             return self._batch_pool(run, handling)
         if options.thread and run.executor is None:
-            run.executor = ThreadPoolExecutor(options.concurrency, thread_name_prefix=f"furcula {run.name}")
+            run.executor = Threads(options.concurrency, f"furcula {run.name}")
         pool: Pool | None = None
 
         async def piece(event: Event[Any], items: list[Any]) -> None:
@@ -216,12 +222,16 @@ class Assembly:
 
         whole = options.retry is not None or options.timeout is not None
         attempt = single(handling, converter(handling.input_type), run.executor, None if whole else piece)
+        if options.isolate_context:
+            attempt = isolated(attempt)
         outcomes._takes_data = False  # the attempt has put the data into the event
         handle: Any = attempt
         timeout_s = float(options.timeout) if options.timeout is not None else None
         if timeout_s is not None:
             attempt = self._limited(lambda: pool, attempt, copies=options.thread)
             handle = attempt
+            if options.thread and options.retry is None:
+                handle = _untouched(handle)
         if options.keep == "original" and options.retry is None:
             handle = _keeping(handle)
         if options.retry is not None:
@@ -245,7 +255,6 @@ class Assembly:
             key=_key_function(options.key),
             timeout_s=timeout_s,
             in_thread=options.thread,
-            isolate_context=options.isolate_context,
             size=plan.size,
             overflow=options.overflow,
             batch_limit=self._batch_limit,
@@ -399,17 +408,35 @@ def _at(path: str, event: Event[Any]) -> Any:
     return event.get(path, None)
 
 
+def _untouched(handle: Any) -> Any:
+    """For what works on a copy: a failure leaves the event as it was."""
+
+    async def told(event: Event[Any]) -> Any:
+        try:
+            return await handle(event)
+        except CAUGHT as error:
+            if is_stop(error):
+                raise
+            return Failed(error, touched=False)
+
+    return told
+
+
 def _keeping(handle: Any) -> Any:
     """Give a failed event its data back as it was handed in."""
 
     async def kept(event: Event[Any]) -> Any:
         data, headers = snapshot(event)
         try:
-            return await handle(event)
+            answer = await handle(event)
         except CAUGHT as error:
             if is_stop(error):
                 raise
+            answer = Failed(error)
+        failed = answer.failed if type(answer) is Many else answer
+        if type(failed) is Failed:
             event.data, event.headers = data, headers
-            return Failed(error, touched=False)
+            failed.touched = False
+        return answer
 
     return kept

@@ -6,18 +6,18 @@ import asyncio
 import contextvars
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from typing import Any
 
 from furcula.engine.counters import BATCH_LIMIT
-from furcula.engine.outcome import Failed, Many
-from furcula.engine.steps import CAUGHT, own_item, snapshot, take
+from furcula.engine.outcome import ABSENT, Failed, Many
+from furcula.engine.steps import CAUGHT, iterate, own_item, snapshot, take
 from furcula.errors import CircuitOpen
 from furcula.event import Event, copy_data
 from furcula.module import Handling
 from furcula.options import Breaker, Retry
 
-__all__ = ["BreakerState", "Handle", "is_stop", "retrying", "single"]
+__all__ = ["BreakerState", "Handle", "is_stop", "isolated", "retrying", "single"]
 
 _log = logging.getLogger("furcula.flow")
 
@@ -68,7 +68,7 @@ class BreakerState:
 def single(
     handling: Handling,
     convert: Callable[[Any], Any] | None,
-    executor: ThreadPoolExecutor | None,
+    executor: Executor | None,
     piece: Callable[[Event[Any], list[Any]], Awaitable[None]] | None = None,
 ) -> Handle:
     """A coroutine function that makes one try at one event, whatever the shape of the module.
@@ -115,22 +115,27 @@ def single(
         if bare:
             argument = event.data if convert is None else convert(event.data)
         if handling.shape == "generator" or handling.role == "flat_map":
-
-            def items() -> Any:
-                yield from call(argument)
-
-            return take(items(), event, 1 << 60)
+            return take(iterate(call, argument), event, 1 << 60)
         answer = call(argument)
         if handling.role == "choose":
             return answer if answer is None else event.to(answer)
         return _answer(handling, event, answer) if bare else answer
 
     if executor is None:
+        splits = handling.shape == "generator" or handling.role == "flat_map"
 
         async def directly(event: Event[Any]) -> Any:
             return plain(event)
 
-        return directly
+        async def in_pieces(event: Event[Any]) -> Any:
+            items = iterate(call, event if not bare else event.data if convert is None else convert(event.data))
+            while True:
+                many = take(items, event, BATCH_LIMIT)
+                if len(many.items) < BATCH_LIMIT or many.failed is not None or piece is None:
+                    return many
+                await piece(event, many.items)
+
+        return in_pieces if splits and piece is not None else directly
 
     async def in_thread(event: Event[Any]) -> Any:
         context = contextvars.copy_context()
@@ -142,6 +147,20 @@ def single(
         return answer
 
     return in_thread
+
+
+def isolated(attempt: Handle) -> Handle:
+    """`attempt` in a context of its own for each event."""
+
+    async def in_own_context(event: Event[Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        return await loop.create_task(_as_coroutine(attempt, event), context=contextvars.copy_context())
+
+    return in_own_context
+
+
+async def _as_coroutine(attempt: Handle, event: Event[Any]) -> Any:
+    return await attempt(event)
 
 
 def is_stop(error: BaseException) -> bool:
@@ -206,13 +225,19 @@ def retrying(
                 if is_stop(raised):
                     raise
                 answer, error = None, raised
+            if answer is ABSENT:  # it was given up for taking too long
+                if breaker is not None:
+                    breaker.failed()
+                return answer
             if error is None:
                 if breaker is not None:
                     breaker.succeeded()
                 return answer
             if breaker is not None and not isinstance(error, CircuitOpen):
                 breaker.failed()
-            last = state.tried >= retry.attempts or not isinstance(error, retry.errors)
+            # An open circuit is not waited for: leaving the module alone is its purpose.
+            last = state.tried >= retry.attempts or isinstance(error, CircuitOpen)
+            last = last or not isinstance(error, retry.errors)
             state.restore(event, last)
             if last:
                 failed = Failed(error, state.tried, touched=False)

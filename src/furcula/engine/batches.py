@@ -9,7 +9,7 @@ from typing import Any
 
 from furcula.engine.attempts import is_stop
 from furcula.engine.counters import TimeSlice
-from furcula.engine.outcome import Outcomes
+from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch
 from furcula.engine.queue import QueueStep
 from furcula.engine.steps import CAUGHT, abandon, batch_outcome, snapshot
@@ -61,7 +61,12 @@ class BatchPool(QueueStep):
     async def _tries(self, batch: Batch) -> None:
         self._current = batch
         began = perf_counter()
-        originals = [snapshot(event) for event in batch] if self._keep else None
+        originals = None
+        if self._keep:
+            batch, originals = self._copyable(batch)
+            self._current = batch
+            if not batch:
+                return
         tried = 0
         while True:
             tried += 1
@@ -76,6 +81,8 @@ class BatchPool(QueueStep):
                 event.data, event.headers = copy_data(data), copy_data(headers)
             self.counters.retried += len(batch)
             await asyncio.sleep(retry.delay_s(tried))
+        if self._current is not batch:  # abandoned meanwhile: it caught its cancellation and went on
+            return
         self._current = []
         self.counters.held -= len(batch)
         self.counters.waited((perf_counter() - began) / len(batch))
@@ -84,6 +91,18 @@ class BatchPool(QueueStep):
             self.after()
         if wait is not None:
             await wait
+
+    def _copyable(self, batch: Batch) -> tuple[Batch, list[tuple[Any, dict[str, Any]]]]:
+        good: Batch = []
+        originals = []
+        for event in batch:
+            try:
+                originals.append(snapshot(event))
+                good.append(event)
+            except Exception as error:
+                self.counters.held -= 1
+                self.outcomes.fail([(event, Failed(error, touched=False))])
+        return good, originals
 
     async def _once(self, batch: Batch) -> Any:
         limit = asyncio.timeout(self._timeout_s)

@@ -15,7 +15,7 @@ import msgspec
 from furcula.codecs import decode_events, encode_events
 from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch, Consumer
-from furcula.errors import InputError, Stopped
+from furcula.errors import FurculaError, InputError, Stopped
 from furcula.event import Failure
 from furcula.receipt import Carrier, Fate, Origin, Receipt, Slot, Tracked
 from furcula.transport import Message, Transport
@@ -66,6 +66,8 @@ class Crossing:
         #: Bodies sent and not yet accepted by the far side's module.
         self._in_transit = 0
         self._under_way: dict[int, list[Carrier | None]] = {}
+        # Bodies arrive in the order in which they are sent, so a number says which have.
+        self._arrived_up_to = 0
         self._sending: set[asyncio.Task[None]] = set()
         self._previous: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
@@ -79,7 +81,7 @@ class Crossing:
         number = self._next
         self._next += 1
         self._under_way[number] = [event.carrier() for event in sendable]
-        task = asyncio.get_running_loop().create_task(self._send(number, body, self._previous))
+        task = asyncio.get_running_loop().create_task(self._send(number, body, sendable, self._previous))
         self._previous = task
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
@@ -108,10 +110,17 @@ class Crossing:
                 sendable.append(event)
         return sendable, encode_events(sendable) if sendable else b""
 
-    async def _send(self, number: int, body: bytes, previous: asyncio.Task[None] | None) -> None:
+    async def _send(self, number: int, body: bytes, events: Batch, previous: asyncio.Task[None] | None) -> None:
         if previous is not None and not previous.done():
             await asyncio.wait([previous])
-        await self._transport.put(self._channel, body, lambda done, report: self._reported(number, done, report))
+        try:
+            await self._transport.put(self._channel, body, lambda done, report: self._reported(number, done, report))
+        except FurculaError as error:
+            if self._under_way.pop(number, None) is not None:
+                self._outcomes.counters.received += len(events)
+                self._outcomes.fail([(event, Failed(error, touched=False)) for event in events])
+            self._arrived_up_to += 1
+            self._made_room()
 
     def _reported(self, number: int, done: bool, report: bytes) -> None:
         carriers = self._under_way.pop(number, None)
@@ -136,12 +145,20 @@ class Crossing:
             except Stopped:
                 return
             wait = self._arrived(message)
+            self._arrived_up_to += 1
             if wait is not None:
                 await wait
-            self._in_transit -= 1
-            if self._room is not None and self._in_transit < self._limit:
-                room, self._room = self._room, None
-                room.set_result(None)
+            self._made_room()
+
+    def _made_room(self) -> None:
+        self._in_transit -= 1
+        if self._in_transit < self._limit:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
 
     def _arrived(self, message: Message) -> Awaitable[None] | None:
         loop = asyncio.get_running_loop()
@@ -179,12 +196,17 @@ class Crossing:
         """Has the far side reported on everything?"""
         return not self._under_way
 
-    def abandon(self) -> None:
-        """The deadline has passed: whatever has not been reported fails."""
-        for carriers in self._under_way.values():
+    def abandon(self) -> int:
+        """The deadline has passed: whatever has not been reported fails. Returns how many had not arrived."""
+        left = 0
+        for number, carriers in self._under_way.items():
+            if number >= self._arrived_up_to:
+                left += len(carriers)
             for carrier in carriers:
                 if carrier is not None:
                     carrier.settle("failed", 1, "abandoned")
         self._under_way.clear()
+        self._let_go()
         for task in self._sending:
             task.cancel()
+        return left

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from furcula.engine.assembly import Assembly, ModuleRun
+from furcula.engine.attempts import is_stop
 from furcula.engine.counters import BATCH_LIMIT, TimeSlice
 from furcula.engine.outlets import Consumer
 from furcula.engine.plan import plan
@@ -97,6 +98,7 @@ class Director:
         self._ended: asyncio.Event | None = None
         self._started = asyncio.Event()
         self._expired = asyncio.Event()
+        self._forced_end = asyncio.Event()
         self._limited = False
         self._stopping: asyncio.Task[Statistics] | None = None
         self._forced = False
@@ -170,9 +172,14 @@ class Director:
             if inspect.isawaitable(answer):
                 starting = asyncio.ensure_future(answer)
                 await self._unless_expired(starting)
-                if starting.cancelled():
+                if starting.cancelled() and self._expired.is_set():
                     raise Stopped(f"the flow was stopped while {run.name} was starting")
-                starting.result()
+                try:
+                    starting.result()
+                except asyncio.CancelledError as error:
+                    if is_stop(error):
+                        raise
+                    raise RuntimeError("something that it awaited was cancelled") from error
         except (asyncio.CancelledError, KeyboardInterrupt, Stopped):
             raise
         except Exception as error:
@@ -214,11 +221,12 @@ class Director:
                         close()
             else:
                 error = TypeError(f"it gave {type(supply).__name__}, which cannot be iterated")
-        except asyncio.CancelledError:
-            if not entrance.ceasing:
-                raise
-        except Exception as raised:
-            error = raised
+        except (Exception, asyncio.CancelledError, SystemExit) as raised:
+            if is_stop(raised):
+                if not entrance.ceasing:
+                    raise
+            else:
+                error = raised
         if error is not None:
             self._source_failed(run.name, error)
         self._finished(run.name)
@@ -269,8 +277,6 @@ class Director:
     def _enter(self, run: ModuleRun, event: Event[Any], slot: Slot, inbox: str) -> Awaitable[None] | None:
         if run.entrance is not None:
             return run.entrance.admit([event], slot=slot)
-        if inbox not in run.entries:
-            raise ConfigurationError(f"{run.name} has no inbox {inbox!r}{nearest(inbox, run.entries)}")
         event._receipt = slot
         consumer: Consumer = run.entries[inbox]
         return consumer.push([event])
@@ -289,8 +295,10 @@ class Director:
             Stopped: The flow is not running.
         """
         run, entrance = self._entrance(name)
+        if entrance is None and inbox not in run.entries:
+            raise ConfigurationError(f"{run.name} has no inbox {inbox!r}{nearest(inbox, run.entries)}")
         origin = entrance.origin if entrance is not None else self._assembly.origin(f"put({name})")
-        event = data if type(data) is Event and data._receipt is None else Event(data)
+        event = _fresh(data)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         slot = Tracked((Receipt(origin, 1, self._now()),), 1, lambda slot: _resolve(done), self._now())
         wait = self._enter(run, event, slot, inbox)
@@ -329,7 +337,7 @@ class Director:
         run, entrance = self._entrance(name)
         if entrance is None or not run.entries:
             raise ConfigurationError(f"nothing can come back to {name}: ask a source that has an inbox, like `inlet`")
-        event = data if type(data) is Event and data._receipt is None else Event(data)
+        event = _fresh(data)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         request = Request.of(entrance.origin, future, gather=gather, created=self._now())
@@ -359,7 +367,7 @@ class Director:
         run.paused = True
         if run.entrance is not None:
             run.entrance.pause()
-        for part in run.workers or run.steps:
+        for part in run.parts():
             part.pause()
 
     def resume(self, name: str) -> None:
@@ -370,7 +378,7 @@ class Director:
         run.paused = False
         if run.entrance is not None:
             run.entrance.resume()
-        for part in run.workers or run.steps:
+        for part in run.parts():
             part.resume()
 
     def _known(self, name: str) -> ModuleRun:
@@ -452,6 +460,7 @@ class Director:
         """End at once: the deadline of a stop that is under way is now, and hooks are skipped."""
         self._forced = True
         self._expired.set()
+        self._forced_end.set()
 
     async def stop(self, deadline: str | float | None = None) -> Statistics:
         """Stop: sources cease, the rest drains in topological order within the deadline, then hooks run.
@@ -465,6 +474,8 @@ class Director:
             self.phase = "stopped"
             return self.statistics()
         limit = self.deadline_s if deadline is None else float(Duration(deadline))
+        if self._stopping is not None and deadline is not None:  # it may be made shorter while it is under way
+            asyncio.get_running_loop().call_later(limit, self._expired.set)
         return await self._stop_once(limit)
 
     async def drain(self) -> Statistics:
@@ -507,6 +518,7 @@ class Director:
                 run.emission.closed = True
         self._abandon()
         await self._end_tasks()
+        await asyncio.sleep(0)  # what sources are told of their last events is told before they stop
         if not self._forced:
             await self._run_stop_hooks()
         for transport in self._transports:
@@ -529,7 +541,7 @@ class Director:
             if run.entrance is not None:
                 run.entrance.ceasing = True
                 hook = getattr(run.instance, "cease", None)
-                if hook is not None:
+                if hook is not None and run in self._started_modules:
                     await self._unless_expired(self._hook(run, hook, "cease"))
         tasks = [task for task in self._source_tasks.values() if not task.done()]
         if tasks:
@@ -568,10 +580,15 @@ class Director:
         hook = getattr(run.instance, "flush", None)
         if hook is None or run.entrance is not None:
             return None
-        events = await self._hook(run, hook, "flush")
-        if not events:
+        flushing = asyncio.ensure_future(self._hook(run, hook, "flush"))
+        await self._unless_expired(flushing)
+        events = None if flushing.cancelled() else flushing.result()
+        if not events or run.emission is None:
             return None
-        return run.outcomes.same(list(events))
+        if not isinstance(events, list | tuple):
+            _log.error("%s gave %s from flush, where a list is expected", run.name, type(events).__name__)
+            return None
+        return run.emission.emit(events)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Wait until `holds()` is true, looking after each turn of the loop, and less often when nothing moves."""
@@ -586,8 +603,12 @@ class Director:
 
     async def _unless_expired(self, work: Awaitable[Any]) -> None:
         """Await `work`, but not beyond the deadline; then it is cancelled."""
+        await self._unless(self._expired, work)
+
+    @staticmethod
+    async def _unless(limit: asyncio.Event, work: Awaitable[Any]) -> None:
         doing = asyncio.ensure_future(work)
-        expiry = asyncio.ensure_future(self._expired.wait())
+        expiry = asyncio.ensure_future(limit.wait())
         try:
             await asyncio.wait([doing, expiry], return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -602,7 +623,9 @@ class Director:
             if count:
                 self.abandoned[run.name] = self.abandoned.get(run.name, 0) + count
         for crossing in self._crossings:
-            crossing.abandon()
+            left = crossing.abandon()
+            if left:
+                self.abandoned[crossing.target] = self.abandoned.get(crossing.target, 0) + left
         if self.abandoned:
             named = ", ".join(f"{count} in {name}" for name, count in self.abandoned.items())
             _log.error("%s: the deadline passed; abandoned: %s", self.flow.name, named)
@@ -624,12 +647,14 @@ class Director:
                 run = self.modules.get(name)
                 hook = getattr(run.instance, "stop", None) if run is not None else None
                 if run is not None and hook is not None and run in self._started_modules:
-                    await self._hook(run, hook, "stop")
+                    await self._unless(self._forced_end, self._hook(run, hook, "stop"))
 
     async def _hook(self, run: ModuleRun, hook: Callable[[], Any], name: str) -> Any:
         try:
             return await _maybe(hook())
-        except Exception as error:
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
+            if is_stop(error):
+                raise
             _log.exception("%s raised in %s: %s", run.name, name, _in_words(error))
             return None
 
@@ -696,6 +721,13 @@ class ModuleContext:
         if error is not None:
             self._director._source_failed(self.name, error)
         self._director._finished(self.name)
+
+
+def _fresh(data: Any) -> Event[Any]:
+    """An event of its own: bare data wrapped, an Event that is under way somewhere cloned."""
+    if not isinstance(data, Event):
+        return Event(data)
+    return data if data._receipt is None else data.clone()
 
 
 async def _maybe(answer: Any) -> Any:

@@ -157,8 +157,13 @@ class Outcomes:
         for event in batch:
             receipt = event.carrier()
             taken = None if receipt is None else receipt.answer(event)
+            # It belongs to whoever asked now; otherwise it would hold its request for ever, and its request it.
+            event._receipt = None
             if taken is False:
-                self.drop([event], "answered")
+                self.counters.dropped += 1
+                self.counters.reasons["dropped", "answered"] += 1
+                if receipt is not None:
+                    receipt.settle("dropped", 1, "answered")
             else:
                 self.counters.delivered += 1
                 if receipt is not None:
@@ -173,8 +178,12 @@ class Outcomes:
 
     # ------------------------------------------------------------------ answers, one by one
 
-    def sort_out(self, events: Batch, results: Sequence[Any]) -> Awaitable[None] | None:
-        """Each event has its answer at the same place in `results`; do what they say."""
+    def sort_out(self, events: Batch, results: Sequence[Any], originals: Any = None) -> Awaitable[None] | None:
+        """Each event has its answer at the same place in `results`; do what they say.
+
+        Args:
+            originals: For each event, the data and headers that it gets back should its answer be wrong.
+        """
         if not self._takes_data and all_same(events, results):
             return self.same(events)
         on: Batch = []
@@ -214,6 +223,12 @@ class Outcomes:
                     "annotate its parameter with the type of the data to work on bare data"
                 )
                 failed.append((event, Failed(error)))
+        if failed and originals is not None:
+            kept = {id(event): original for event, original in zip(events, originals, strict=True)}
+            for event, how in failed:
+                if how.touched and id(event) in kept:
+                    event.data, event.headers = kept[id(event)]
+                    how.touched = False
         if self._nones >= 0:
             self._watch_for_nones(nones, len(events))
         waits: list[Awaitable[None]] = []

@@ -197,15 +197,15 @@ class Fanout:
 
         Most batches are dicts of plain values, all alike; that is asked of the batch at once, for a third of the time.
         """
+        if any(event.headers for event in batch) and not ATOMS.issuperset(
+            {*map(type, chain.from_iterable([event.headers.values() for event in batch]))}
+        ):
+            return None
         datas = [event.data for event in batch]
         kinds = {*map(type, datas)}
         if kinds <= ATOMS:
             return datas
         if kinds != _ONLY_DICTS or not ATOMS.issuperset({*map(type, chain.from_iterable(map(dict.values, datas)))}):
-            return None
-        if any(event.headers for event in batch) and not ATOMS.issuperset(
-            {*map(type, chain.from_iterable([event.headers.values() for event in batch]))}
-        ):
             return None
         return list(map(dict.copy, datas))
 

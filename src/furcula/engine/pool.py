@@ -16,7 +16,6 @@ nothing else waits for them. An event in back-off leaves its worker and keeps on
 from __future__ import annotations
 
 import asyncio
-import contextvars
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Generator, Hashable, Iterator
 from operator import length_hint
@@ -63,6 +62,7 @@ class _Worker:
         "attempt_since",
         "began",
         "event",
+        "grace",
         "key",
         "limit",
         "place",
@@ -78,6 +78,8 @@ class _Worker:
         #: The event inside the module now.
         self.event: Event[Any] | None = None
         self.key: Hashable = None
+        #: Runs out when a coroutine that was cancelled does not let go.
+        self.grace: asyncio.TimerHandle | None = None
         #: The event in hand that waits for room in its lane.
         self.stuck: Event[Any] | None = None
         #: Its place, once it was suspended.
@@ -148,7 +150,6 @@ class Pool:
         key: Callable[[Event[Any]], Hashable] | None = None,
         timeout_s: float | None = None,
         in_thread: bool = False,
-        isolate_context: bool = False,
         size: int = 1024,
         overflow: Overflow = "block",
         batch_limit: int = BATCH_LIMIT,
@@ -161,7 +162,7 @@ class Pool:
         self.concurrency = concurrency
         #: Called after events have left.
         self.after: Callable[[], None] | None = None
-        self._handle = _isolated(handle) if isolate_context else handle
+        self._handle = handle
         self._ordered = ordered and key is None
         self._key = key
         self._timeout_s = timeout_s
@@ -194,11 +195,11 @@ class Pool:
         self._waiting_in_lanes = 0
         self._stuck: deque[_Worker] = deque()
         self._parked: dict[Hashable, Event[Any]] = {}
-        self._resumable: deque[tuple[Hashable, Event[Any]]] = deque()
+        # Lanes to go on with: those whose back-off is over, and (with None) those that a pause has interrupted.
+        self._resumable: deque[tuple[Hashable, Event[Any] | None]] = deque()
         # Tries under a time limit, the earliest deadline first: the limit is the same for all.
         self._limits: OrderedDict[object, tuple[float, _Worker]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
-        self._graces: set[asyncio.TimerHandle] = set()
 
     # ------------------------------------------------------------------ what comes in
 
@@ -251,7 +252,7 @@ class Pool:
         worker.began = perf_counter()
         key_of = self._key
         while True:
-            if self._resumable:
+            if self._resumable and not self._paused:
                 await self._resume_lane(worker)
                 continue
             for event in self._shared:
@@ -310,7 +311,7 @@ class Pool:
             self._batch, self._first = batch, 0
             self._shared = iter(batch)
             return
-        if self._resumable:
+        if self._resumable and not self._paused:
             return
         worker.running = False
         self._running -= 1
@@ -399,7 +400,7 @@ class Pool:
             self._fill(place, result)
         if self._pressure:
             await self._relieve()
-        if self._key is not None:
+        if self._key is not None and result is not PARKED:
             await self._lane(worker, place.key, None)
 
     def _fill(self, place: _Place, result: Any) -> None:
@@ -477,7 +478,7 @@ class Pool:
         except CAUGHT as error:
             self._results.append(Failed(error))
             return False
-        if lane is None and not self._stuck:
+        if lane is None and not self._stuck and self._has_room(None):
             worker.key = key
             return True
         self._skip()
@@ -487,7 +488,7 @@ class Pool:
             worker.stuck = event
             self._stuck.append(worker)
             while self._stuck[0] is not worker or not self._has_room(self._lanes.get(key)):
-                if self._resumable:  # it may be this worker that has to move it
+                if self._resumable and not self._paused:  # it may be this worker that has to move it
                     await self._resume_lane(worker)
                 else:
                     await self._until_moved()
@@ -505,12 +506,15 @@ class Pool:
         return False
 
     def _has_room(self, lane: deque[Event[Any]] | None) -> bool:
-        return lane is None or (len(lane) < self._lane_size and self._waiting_in_lanes < self._lanes_size)
+        if len(self._parked) + self._waiting_in_lanes >= self._lanes_size:
+            return False
+        return lane is None or len(lane) < self._lane_size
 
     async def _resume_lane(self, worker: _Worker) -> None:
         """Go on with an event whose back-off is over, and its lane."""
         key, event = self._resumable.popleft()
         self._parked.pop(key, None)
+        self._moved()
         await self._lane(worker, key, event)
         await self._become_running(worker)
 
@@ -519,6 +523,9 @@ class Pool:
         while key in self._lanes and key not in self._parked:
             if event is None:
                 lane = self._lanes[key]
+                if lane and self._paused:
+                    self._resumable.append((key, None))
+                    return
                 if not lane:
                     del self._lanes[key]
                     self._moved()
@@ -540,6 +547,8 @@ class Pool:
             except CAUGHT as error:
                 result = self._raised(worker, error)
             worker.event = worker.place = worker.attempt_since = None
+            if result is PARKED:  # whoever takes it out of its back-off goes on with the lane
+                return
             if worker.abandoned:
                 worker.abandoned = False
             else:
@@ -590,10 +599,13 @@ class Pool:
             try:
                 answer = await attempt(event)
             except CAUGHT as error:
-                if worker.abandoned:
-                    return ABSENT
                 if not worker.timed_out:
+                    if worker.abandoned and not is_stop(error):
+                        return ABSENT
                     raise
+                if worker.abandoned:
+                    self._let_go(worker)
+                    return ABSENT
                 failed = self._raised(worker, error)
                 raise failed.error from None
             finally:
@@ -601,7 +613,11 @@ class Pool:
                     self._limits.pop(worker.limit, None)
                     worker.limit = None
                 worker.attempt_since = None
+                if worker.grace is not None:
+                    worker.grace.cancel()
+                    worker.grace = None
             if worker.abandoned:  # the event has failed meanwhile
+                self._let_go(worker)
                 return ABSENT
             if worker.timed_out:  # it caught the cancellation and answered all the same: too late
                 self._raised(worker, asyncio.CancelledError())
@@ -609,6 +625,14 @@ class Pool:
             return answer
 
         return handle
+
+    @staticmethod
+    def _let_go(worker: _Worker) -> None:
+        """The module has come back at last; the cancellation that it was sent is spent."""
+        if worker.timed_out:
+            worker.timed_out = False
+            if worker.task is not None and worker.task.cancelling():
+                worker.task.uncancel()
 
     def _worker_of(self, event: Event[Any]) -> _Worker | None:
         for worker in self._workers:
@@ -642,7 +666,7 @@ class Pool:
             elif worker.task is not None:
                 worker.timed_out = True
                 worker.task.cancel()
-                self._graces.add(loop.call_later(GRACE_S, self._grace_over, worker, worker.event))
+                worker.grace = loop.call_later(GRACE_S, self._grace_over, worker, worker.event)
 
     def _grace_over(self, worker: _Worker, event: Event[Any] | None) -> None:
         if worker.event is event and worker.timed_out:
@@ -667,6 +691,7 @@ class Pool:
 
     def resume(self) -> None:
         self._paused = False
+        self._moved()
         if self.queue or self._resumable:
             self.notify()
 
@@ -677,6 +702,7 @@ class Pool:
     def idle(self) -> bool:
         return not (
             self.queue
+            or length_hint(self._shared)
             or self._running
             or self._ring
             or self._lanes
@@ -709,7 +735,7 @@ class Pool:
         self._resumable.clear()
         self._lanes.clear()
         self._waiting_in_lanes = 0
-        for timer in (self._timer, *self._graces):
+        for timer in (self._timer, *(worker.grace for worker in self._workers)):
             if timer is not None:
                 timer.cancel()
         return abandon(self.outcomes, held)
@@ -717,15 +743,3 @@ class Pool:
 
 #: An answer: the event is in back-off, and will be handled again.
 PARKED: Any = object()
-
-
-def _isolated(handle: Handle) -> Handle:
-    async def in_own_context(event: Event[Any]) -> Any:
-        loop = asyncio.get_running_loop()
-        return await loop.create_task(_as_coroutine(handle, event), context=contextvars.copy_context())
-
-    return in_own_context
-
-
-async def _as_coroutine(handle: Handle, event: Event[Any]) -> Any:
-    return await handle(event)

@@ -67,9 +67,11 @@ class Entrance:
         if slot is None and settled is None:
             receipt = Receipt(self.origin, count, created)
             if Event in kinds or Routed in kinds:
-                events = [_as_event(item) for item in data]
-                for event in events:
-                    event._receipt = receipt
+                events = []
+                for item in data:
+                    event = _as_event(item)
+                    event._receipt = receipt  # so that the same event given again is seen to be taken
+                    events.append(event)
             elif (
                 outbox == "outbox"
                 and self._resumed is None
@@ -83,12 +85,12 @@ class Entrance:
             else:
                 events = events_of(data, receipt)
         else:
-            events = [_as_event(item) for item in data]
-            for event in events:
-                if slot is None:
-                    event._receipt = Tracked((Receipt(self.origin, 1, created),), 1, settled, created)
-                else:
-                    event._receipt = slot
+            events = []
+            told = None if settled is None else _called_soon(settled, self.name)
+            for item in data:
+                event = _as_event(item)
+                event._receipt = slot or Tracked((Receipt(self.origin, 1, created),), 1, told, created)
+                events.append(event)
         self.counters.received += count
         if outbox == "outbox" and Routed in kinds:
             wait = self._by_port(data, events)
@@ -146,6 +148,26 @@ class Entrance:
         return self._send(outbox, events)
 
 
+def _called_soon(settled: Callable[[Slot], None], name: str) -> Callable[[Slot], None]:
+    """`settled`, called from the loop: it may admit the next event at once, and may raise without harm."""
+    loop = asyncio.get_running_loop()
+
+    def call(slot: Slot) -> None:
+        try:
+            settled(slot)
+        except Stopped:
+            pass
+        except Exception:
+            _log.exception("%s raised when it was told that an event is settled", name)
+
+    return lambda slot: _soon(loop, call, slot)
+
+
+def _soon(loop: asyncio.AbstractEventLoop, call: Callable[[Slot], None], slot: Slot) -> None:
+    if not loop.is_closed():
+        loop.call_soon(call, slot)
+
+
 def _as_event(item: Any) -> Event[Any]:
     if type(item) is Routed:
         item = item.target
@@ -171,7 +193,7 @@ async def drive_sync(
         began = perf_counter()
         try:
             items.extend(itertools.islice(iterator, limit))
-        except Exception as raised:
+        except (Exception, SystemExit) as raised:
             error = raised
         pulled = perf_counter()
         if items:
@@ -227,7 +249,7 @@ async def drive_async(
                         await time_slice.let_others_run()
                 if entrance.ceasing:
                     break
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return error
         finally:
             flush()
@@ -295,6 +317,9 @@ async def drive_thread(entrance: Entrance, iterator: Iterator[Any], batch_limit:
                     return None
     finally:
         stopping.set()
+        given = [item for item in waiting if not (type(item) is tuple and len(item) == 2 and item[0] is _END)]
+        if given and not entrance.closed:  # the thread has them from its source: they are admitted
+            entrance.admit(given)
 
 
 async def _admitted(entrance: Entrance, batch: list[Any]) -> None:

@@ -79,9 +79,11 @@ class _Synchronous:
         count = len(batch)
         counters.received += count
         counters.held += count
-        if self._held_back is not None:
-            return self._hold(batch)
-        return self.accept(batch)
+        return self.take_in(batch)
+
+    def take_in(self, batch: Batch) -> Awaitable[None] | None:
+        """Take events that count as received already; hold them while paused."""
+        return self.accept(batch) if self._held_back is None else self._hold(batch)
 
     def _hold(self, batch: Batch) -> Awaitable[None]:
         assert self._held_back is not None
@@ -112,7 +114,7 @@ class _Synchronous:
         if self._held_back is None:
             return 0
         (batches, resumed), self._held_back = self._held_back, None
-        resumed.cancel()
+        resumed.set_result(None)
         return abandon(self.outcomes, [event for batch in batches for event in batch])
 
     def _handled(self, count: int, seconds: float) -> None:
@@ -123,8 +125,24 @@ class _Synchronous:
         if seconds > HELD_LOOP_S:
             warn_held(self.outcomes.name, counters, count, seconds)
 
-    def _originals(self, batch: Batch) -> list[tuple[Any, dict[str, Any]]] | None:
-        return [snapshot(event) for event in batch] if self._keep_original else None
+    def _copyable(self, batch: Batch) -> tuple[Batch, list[tuple[Any, dict[str, Any]]] | None]:
+        """The batch, and copies of what it came with where those are kept. What cannot be copied fails."""
+        if not self._keep_original:
+            return batch, None
+        try:
+            return batch, [snapshot(event) for event in batch]
+        except Exception:
+            pass
+        good: Batch = []
+        originals = []
+        for event in batch:
+            try:
+                originals.append(snapshot(event))
+                good.append(event)
+            except Exception as error:
+                self.counters.held -= 1
+                self.outcomes.fail([(event, Failed(error, touched=False))])
+        return good, originals
 
     @staticmethod
     def _restore(batch: Batch, results: Sequence[Any], originals: list[tuple[Any, dict[str, Any]]] | None) -> None:
@@ -140,13 +158,17 @@ class EventStep(_Synchronous):
     """A function of the Event."""
 
     def accept(self, batch: Batch) -> Awaitable[None] | None:
-        originals = self._originals(batch) if self._keep_original else None
+        originals = None
+        if self._keep_original:
+            batch, originals = self._copyable(batch)
+            if not batch:
+                return None
         began = perf_counter()
         results, _ = call_all(self.call, batch)
         self._handled(len(batch), perf_counter() - began)
         if originals is not None:
             self._restore(batch, results, originals)
-        return self.outcomes.sort_out(batch, results)
+        return self.outcomes.sort_out(batch, results, originals)
 
 
 class SplitStep(_Synchronous):
@@ -165,7 +187,9 @@ class SplitStep(_Synchronous):
         return self._accept_now(batch)
 
     def _accept_now(self, batch: Batch) -> Awaitable[None] | None:
-        originals = self._originals(batch)
+        batch, originals = self._copyable(batch)
+        if not batch:
+            return None
         began = perf_counter()
         results: list[Any] = []
         for index, event in enumerate(batch):
@@ -182,10 +206,10 @@ class SplitStep(_Synchronous):
 
     def _open(self, event: Event[Any]) -> Iterator[Any]:
         if not self._bare:
-            return _iterate(self.call, event)
+            return iterate(self.call, event)
         if self._convert is not None:
-            return _iterate(lambda data: self.call(self._convert(data)), event.data)
-        return _iterate(self.call, event.data)
+            return iterate(lambda data: self.call(self._convert(data)), event.data)
+        return iterate(self.call, event.data)
 
     def _long_split(
         self, done: Batch, results: list[Any], originals: Any, items: Iterator[Any], rest: Batch
@@ -201,20 +225,35 @@ class SplitStep(_Synchronous):
         keeper = Event(event.data, headers=event.headers, key=event.key, parent=event.parent, ttl=event.ttl)
         keeper.inherit(event)
         keeper.tags = event.tags
+        kept = originals is not None
+        if kept:
+            self._restore(done, results, originals[: len(done)])
+            keeper.data, keeper.headers = originals[len(done) - 1]
         wait = self.outcomes.sort_out(done, results)
-        task = asyncio.get_running_loop().create_task(self._pieces(wait, keeper, items, rest))
+        task = asyncio.get_running_loop().create_task(self._pieces(wait, keeper, event, items, rest, kept))
         self._long[task] = [keeper, *rest]
         task.add_done_callback(lambda task: self._long.pop(task, None))
-        return task
+        # Shielded: whoever waits for it may be cancelled, and the rest of the split must not be.
+        return asyncio.shield(task)
 
     async def _pieces(
-        self, wait: Awaitable[None] | None, keeper: Event[Any], items: Iterator[Any], rest: Batch
+        self,
+        wait: Awaitable[None] | None,
+        keeper: Event[Any],
+        event: Event[Any],
+        items: Iterator[Any],
+        rest: Batch,
+        kept: bool,
     ) -> None:
         if wait is not None:
             await wait
         while True:
             began = perf_counter()
-            many = take(items, keeper, BATCH_LIMIT)
+            many = take(items, event, BATCH_LIMIT)
+            if many.failed is not None:
+                many.failed.touched = not kept
+                if not kept:
+                    keeper.data, keeper.headers = event.data, event.headers
             self.counters.busy_s += perf_counter() - began
             last = len(many.items) < BATCH_LIMIT or many.failed is not None
             carrier = keeper.carrier()
@@ -258,7 +297,7 @@ class SplitStep(_Synchronous):
         task = asyncio.get_running_loop().create_task(after())
         self._long[task] = batch
         task.add_done_callback(lambda task: self._long.pop(task, None))
-        return task
+        return asyncio.shield(task)
 
     def _nothing_held(self) -> None:
         task = asyncio.current_task()
@@ -348,10 +387,9 @@ class DataStep(_Synchronous):
                 return self._filtered(batch, datas, results, raised, None)
             return self.outcomes.sort_out(batch, results)
         if self._role == "filter":
-            try:
-                kept = list(map(bool, results))
-            except CAUGHT:
-                return self._filtered(events_of(datas, receipt), datas, results, False, None)
+            kept, odd = call_all(bool, results)
+            if odd:
+                return self._filtered(events_of(datas, receipt), datas, kept, True, None)
             results = datas
             dropped = count - sum(kept)
             if dropped:
@@ -380,7 +418,12 @@ class DataStep(_Synchronous):
         if self._keep_original:
             for event, data in zip(batch, datas, strict=True):
                 event.data = data
-        originals = self._originals(batch) if self._keep_original else None
+        originals = None
+        if self._keep_original:
+            batch, originals = self._copyable(batch)
+            if not batch:
+                return None
+            count, datas = len(batch), [event.data for event in batch]
         began = perf_counter()
         results, raised = self._answers(datas)
         self._handled(count, perf_counter() - began)
@@ -391,7 +434,7 @@ class DataStep(_Synchronous):
                 event.data = data
             if originals is not None:
                 self._restore(batch, results, originals)
-            return self.outcomes.sort_out(batch, results)
+            return self.outcomes.sort_out(batch, results, originals)
         return self._on(batch, results)
 
     def _converted(self, data: Any) -> Any:
@@ -400,33 +443,27 @@ class DataStep(_Synchronous):
     def _filtered(
         self, batch: Batch, datas: list[Any], results: list[Any], raised: bool, originals: Any
     ) -> Awaitable[None] | None:
-        if raised:
+        truths, odd = call_all(_truth if raised else bool, results)
+        if raised or odd:  # some verdict could not be had, or not be told
             for event, data in zip(batch, datas, strict=True):
                 event.data = data
             if originals is not None:
-                self._restore(batch, results, originals)
+                self._restore(batch, truths, originals)
             verdicts = [
                 verdict if type(verdict) is Failed else (event if verdict else None)
-                for event, verdict in zip(batch, results, strict=True)
+                for event, verdict in zip(batch, truths, strict=True)
             ]
             return self.outcomes.sort_out(batch, verdicts)
-        try:
-            kept = all(results)
-            if not kept:
-                keep = list(map(bool, results))
-        except CAUGHT as error:  # a verdict whose truth cannot be told
-            verdicts = [Failed(error)] * len(batch)
-            return self.outcomes.sort_out(batch, verdicts)
-        if kept:
+        if all(truths):
             return self._on(batch, datas)
-        dropped = [event for event, stays in zip(batch, keep, strict=True) if not stays]
+        dropped = [event for event, stays in zip(batch, truths, strict=True) if not stays]
         if self.outcomes.is_sink:
             self.outcomes.deliver(dropped)
         else:
             self.outcomes.drop(dropped, "filtered")
         if len(dropped) == len(batch):
             return None
-        return self._on(list(itertools.compress(batch, keep)), list(itertools.compress(datas, keep)))
+        return self._on(list(itertools.compress(batch, truths)), list(itertools.compress(datas, truths)))
 
     def _on(self, batch: Batch, datas: list[Any]) -> Awaitable[None] | None:
         outcomes = self.outcomes
@@ -445,7 +482,9 @@ class BatchStep(_Synchronous):
     """A function of a whole batch."""
 
     def accept(self, batch: Batch) -> Awaitable[None] | None:
-        originals = self._originals(batch)
+        batch, originals = self._copyable(batch)
+        if not batch:
+            return None
         began = perf_counter()
         try:
             answer = self.call(list(batch))
@@ -518,13 +557,17 @@ def call_all(call: Callable[[Any], Any], arguments: Sequence[Any]) -> tuple[list
         raised = True
 
 
+def _truth(verdict: Any) -> Any:
+    return verdict if type(verdict) is Failed else bool(verdict)
+
+
 def events_of(datas: list[Any], receipt: Receipt) -> Batch:
     """The events of an admitted batch, made."""
     # By position: the names of arguments would cost a tenth more.
     return [Event(data, {}, receipt) for data in datas]
 
 
-def _iterate(call: Callable[[Any], Any], argument: Any) -> Iterator[Any]:
+def iterate(call: Callable[[Any], Any], argument: Any) -> Iterator[Any]:
     yield from call(argument)
 
 
@@ -567,9 +610,12 @@ def batch_outcome(
     """
     results: list[Any] = [None] * len(batch)
     if isinstance(answer, BatchFailed):
-        for index, error in answer.errors.items():
-            if 0 <= index < len(batch):
-                results[index] = Failed(error, attempts)
+        odd = [index for index in answer.errors if type(index) is not int or not 0 <= index < len(batch)]
+        if odd:
+            wrong = ModuleError(f"{outcomes.name} failed member {odd[0]!r} of a batch of {len(batch)}")
+            return batch_outcome(outcomes, batch, wrong, originals, attempts)
+        for index, reason in answer.errors.items():
+            results[index] = Failed(reason, attempts)
         answer = (
             [event for event, result in zip(batch, results, strict=True) if result is None]
             if (answer.result is None)
@@ -605,31 +651,49 @@ def batch_outcome(
         if fresh:
             hosts = [index for index, result in enumerate(results) if result is not None and type(result) is not Failed]
             host = hosts[-1] if hosts else 0
-            first = as_child(batch[host]) if results[host] is batch[host] else results[host]
-            results[host] = Many([first, *fresh])
+            results[host] = _with_extra(batch[host], results[host], fresh)
         return _in_order(outcomes, batch, results, answer)
     if len(fresh) == len(missing):
         for index, item in zip(missing, fresh, strict=True):
             results[index] = item
         return _in_order(outcomes, batch, results, answer)
     if len(missing) == 1:
-        results[missing[0]] = Many(fresh)
+        results[missing[0]] = Many(list(fresh))
         return _in_order(outcomes, batch, results, answer)
     pack = join_events([batch[index] for index in missing], fresh[0])
     outcomes.counters.joined += len(missing) - 1
     kept = [index for index in range(len(batch)) if index not in set(missing)]
     events = [*(batch[index] for index in kept), pack]
-    answers = [*(results[index] for index in kept), fresh[0] if len(fresh) == 1 else Many(fresh)]
+    answers = [*(results[index] for index in kept), Many(list(fresh))]
     if len(fresh) == 1:
         item = fresh[0]
         answers[-1] = pack.to(item.outbox) if type(item) is Routed else pack
-    return outcomes.sort_out(events, answers)
+    return _in_order(outcomes, events, answers, answer)
+
+
+def _with_extra(event: Event[Any], result: Any, extra: Batch) -> Any:
+    """The answer for an input that brings `extra` events along, beside itself or its failure."""
+    if type(result) is Failed:
+        return Many(list(extra), result)
+    try:
+        first = as_child(event) if result is event else result
+    except CAUGHT as error:  # it cannot be copied
+        return Failed(error)
+    return Many([first, *extra])
 
 
 def _in_order(outcomes: Outcomes, batch: Batch, results: list[Any], answer: Sequence[Any]) -> Awaitable[None] | None:
     """Sort out in the order that the batch function gave its answers."""
     rank = {id(item): position for position, item in enumerate(answer)}
-    order = sorted(range(len(batch)), key=lambda index: rank.get(id(results[index]), len(rank)))
+
+    def place(index: int) -> int:
+        result = results[index]
+        if type(result) is Many and result.items:
+            members = [rank[id(item)] for item in (batch[index], *result.items) if id(item) in rank]
+            return min(members, default=len(rank))
+        return rank.get(id(result), len(rank))
+
+    order = sorted(range(len(batch)), key=place)
     if order != list(range(len(batch))):
         batch = [batch[index] for index in order]
         results = [results[index] for index in order]
