@@ -9,7 +9,10 @@ import time
 
 __all__ = ["help_ms", "import_ms"]
 
-_IMPORT = "import time; began = time.perf_counter(); from furcula import Event, Flow; print((time.perf_counter() - began) * 1000)"
+_IMPORT = (
+    "import time; began = time.perf_counter(); "
+    "from furcula import Event, Flow; print((time.perf_counter() - began) * 1000)"
+)
 
 
 def import_ms(repeats: int) -> float:

@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 from furcula import ConfigurationError
-from furcula.config import loads
+from furcula.config import load, loads
 
 FILE = "modules:\n  n: {{use: '{0}'}}\n"
 
@@ -124,3 +124,15 @@ def test_a_function_of_an_installed_package_is_found(folder):
 )
 def test_what_is_not_a_name_is_refused(folder, name):
     assert "is not the name of a function; write package.module:name" in told(folder, name)
+
+
+def test_two_folders_may_each_have_a_package_of_one_name_with_or_without_an_init_file(tmp_path):
+    for name, init in (("one", True), ("two", False), ("three", False)):
+        package = tmp_path / name / "twins"
+        package.mkdir(parents=True)
+        if init:
+            (package / "__init__.py").write_text("")
+        (package / f"in_{name}.py").write_text(f"def told(data):\n    return {name!r}\n")
+        (tmp_path / name / "flow.yaml").write_text(f"modules:\n  m: {{map: 'twins.in_{name}:told'}}\n")
+    flows = [load(tmp_path / name / "flow.yaml") for name in ("one", "two", "three", "one")]
+    assert [flow["m"](None) for flow in flows] == ["one", "two", "three", "one"]

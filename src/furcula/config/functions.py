@@ -68,15 +68,20 @@ def _hide_strangers(folder: Path) -> dict[str, ModuleType]:
     Only plain scripts' modules are meant: the standard library and installed packages are left alone.
     """
     hidden: dict[str, ModuleType] = {}
-    own = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    own = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/*.py")}
     for name in own - sys.stdlib_module_names - {"furcula", "__main__", "conftest"}:
-        module = sys.modules.get(name)
-        file = getattr(module, "__file__", None)
-        if file is None or Path(file).resolve().is_relative_to(folder) or "-packages" in file:
+        places = _places_of(sys.modules.get(name))
+        if not places or any(Path(p).resolve().is_relative_to(folder) or "-packages" in p for p in places):
             continue
         for loaded in [other for other in sys.modules if other == name or other.startswith(f"{name}.")]:
             hidden[loaded] = sys.modules.pop(loaded)
     return hidden
+
+
+def _places_of(module: ModuleType | None) -> list[str]:
+    """Where a module was found: its file, or the folders of a package that has none."""
+    file = getattr(module, "__file__", None)
+    return [file] if file is not None else [str(path) for path in getattr(module, "__path__", ())]
 
 
 def find(text: str, folder: Path | None) -> Any:

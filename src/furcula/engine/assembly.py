@@ -19,7 +19,7 @@ from furcula.engine.plan import CYCLE_LIMIT, ModulePlan, Plan, RoutePlan
 from furcula.engine.pool import Pool
 from furcula.engine.queue import QueueStep
 from furcula.engine.sources import Entrance
-from furcula.engine.steps import CAUGHT, converter, snapshot, sync_step
+from furcula.engine.steps import CAUGHT, SplitStep, converter, snapshot, sync_step
 from furcula.engine.threads import Threads
 from furcula.errors import ConfigurationError, Problem, StartFailed
 from furcula.event import Event
@@ -202,6 +202,8 @@ class Assembly:
         keep = options.keep == "original"
         if plan.way != "pool" and not handling.waits:
             step = sync_step(handling, run.arrivals, keep_original=keep)
+            if isinstance(step, SplitStep):
+                step.after = self._after(plan.region)
             run.steps.append(step)
             if plan.way != "queue":
                 return step

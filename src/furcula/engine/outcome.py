@@ -208,21 +208,24 @@ class Outcomes:
             elif result is None and not self._none_is_data:
                 nones += 1
                 if self._must_answer:
-                    error = ModuleError(f"{self.name} is annotated to answer with an Event and answered None")
-                    failed.append((event, Failed(error)))
+                    silent = ModuleError(f"{self.name} is annotated to answer with an Event and answered None")
+                    failed.append((event, Failed(silent)))
                 else:
                     dropped.append(event)
             elif kind is Event or kind is Routed or isinstance(result, Event):
-                self._one(event, result, on, ports)
+                try:
+                    self._one(event, result, on, ports)
+                except Exception as error:  # it is under way already, and cannot be copied
+                    failed.append((event, Failed(error)))
             elif self._takes_data:
                 event.data = result
                 on.append(event)
             elif result is not ABSENT:
-                error = ModuleError(
+                nonsense = ModuleError(
                     f"{self.name} answered {kind.__name__} where an Event, None or event.to(...) is expected; "
                     "annotate its parameter with the type of the data to work on bare data"
                 )
-                failed.append((event, Failed(error)))
+                failed.append((event, Failed(nonsense)))
         if failed and originals is not None:
             kept = {id(event): original for event, original in zip(events, originals, strict=True)}
             for event, how in failed:
@@ -267,7 +270,19 @@ class Outcomes:
         dropped: Batch,
         failed: list[tuple[Event[Any], Failed]],
     ) -> None:
-        items, failure = many.items, many.failed
+        failure = many.failed
+        items: list[tuple[str, Event[Any]]] = []
+        for item in many.items:
+            port = "outbox"
+            if type(item) is Routed:
+                port, item = item.outbox, item.target
+            try:
+                child = self.child(event, item)
+            except Exception as error:  # it is under way already, and cannot be copied
+                failure = failure or Failed(error)
+                continue
+            child._receipt = event._receipt  # so that the same item given again is seen to be taken
+            items.append((port, child))
         children = len(items) + (failure is not None)
         if not children:
             dropped.append(event)
@@ -276,11 +291,7 @@ class Outcomes:
         if children > 1 and carrier is not None:
             carrier = carrier.share(children)
         self.counters.born += children - 1
-        for item in items:
-            port = "outbox"
-            if type(item) is Routed:
-                port, item = item.outbox, item.target
-            child = self.child(event, item)
+        for port, child in items:
             child._receipt = carrier
             if port == "outbox":
                 on.append(child)
@@ -295,7 +306,10 @@ class Outcomes:
         """`item` as an event that came out of `event`: an Event of the module's own, or bare data."""
         child: Event[Any]
         if isinstance(item, Event):
-            child = item if item._receipt is None and item is not event else item.duplicate(None)
+            child = item
+            if item._receipt is not None or item is event:
+                child = item.duplicate(None)
+                child._id = None
             if child._id is not None and child._id == event._id:
                 child._id = None
         else:
@@ -394,7 +408,10 @@ def make_failure(module: str, how: Failed, route: str = "") -> Failure:
         message = str(error)
     except Exception:
         message = "(its message could not be made)"
-    status = getattr(error, "status", None)
+    try:
+        status = getattr(error, "status", None)
+    except Exception:
+        status = None
     return Failure(
         module=module,
         type=type(error).__name__,

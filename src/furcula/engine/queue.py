@@ -177,7 +177,6 @@ class QueueStep:
         self._paused = False
         self._wake: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._taken: Batch = []
 
     # ------------------------------------------------------------------ what comes in
 

@@ -178,6 +178,8 @@ class SplitStep(_Synchronous):
         super().__init__(call, outcomes, keep_original=keep_original)
         self._bare = bare
         self._convert = convert
+        #: Called when a long split has ended.
+        self.after: Callable[[], None] | None = None
         # Splits that turned out long, and are being handed on piece by piece.
         self._long: dict[asyncio.Task[None], Batch] = {}
 
@@ -279,6 +281,8 @@ class SplitStep(_Synchronous):
             else:
                 await asyncio.sleep(0)
         self._nothing_held()
+        if self.after is not None:
+            self.after()
         if rest:
             wait = self._accept_now(rest)
             if wait is not None:
@@ -660,7 +664,12 @@ def batch_outcome(
     if len(missing) == 1:
         results[missing[0]] = Many(list(fresh))
         return _in_order(outcomes, batch, results, answer)
-    pack = join_events([batch[index] for index in missing], fresh[0])
+    try:
+        pack = join_events([batch[index] for index in missing], fresh[0])
+    except CAUGHT as error:  # what it answered is under way already, and cannot be copied
+        for index in missing:
+            results[index] = Failed(error, attempts)
+        return outcomes.sort_out(batch, results)
     outcomes.counters.joined += len(missing) - 1
     kept = [index for index in range(len(batch)) if index not in set(missing)]
     events = [*(batch[index] for index in kept), pack]
