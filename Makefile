@@ -7,11 +7,12 @@ BENCH ?=
 
 BIN := .venv/bin
 
-.PHONY: help demo test check docs bench bench-long clean
+.PHONY: help demo test fuzz check docs bench bench-long clean
 
 help:
 	@echo "make demo        run examples/syslog.yaml, feed it 1,000 messages, show what comes out"
 	@echo "make test        run the tests"
+	@echo "make fuzz        5,000 random flows of each kind against the reference interpreter, some ten minutes"
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make docs        write docs/modules.md, check the links of all pages, and run their code"
 	@echo "make bench       compare furcula with loops by hand and with other libraries (BENCH='--rows loop' for some)"
@@ -23,6 +24,9 @@ demo: .venv/.with-all
 
 test: .venv/.with-test
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+fuzz: .venv/.with-test
+	FURCULA_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --timeout 3600 tests/engine/test_random_flows.py
 
 check: .venv/.with-check
 	$(BIN)/ruff check .

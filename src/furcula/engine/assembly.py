@@ -9,6 +9,7 @@ from typing import Any
 
 from furcula.engine.attempts import BreakerState, is_stop, isolated, retrying, single
 from furcula.engine.batches import BatchPool
+from furcula.engine.caught import CAUGHT, snapshot
 from furcula.engine.counters import BATCH_LIMIT, Counters, TimeSlice
 from furcula.engine.crossing import Crossing
 from furcula.engine.cycles import BackEdge, Region
@@ -19,7 +20,7 @@ from furcula.engine.plan import CYCLE_LIMIT, ModulePlan, Plan, RoutePlan
 from furcula.engine.pool import Pool
 from furcula.engine.queue import QueueStep
 from furcula.engine.sources import Entrance
-from furcula.engine.steps import CAUGHT, SplitStep, converter, snapshot, sync_step
+from furcula.engine.steps import SplitStep, converter, sync_step
 from furcula.engine.threads import Threads
 from furcula.errors import ConfigurationError, Problem, StartFailed
 from furcula.event import Event

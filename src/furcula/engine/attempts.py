@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any
 
+from furcula.engine.caught import CAUGHT, snapshot
 from furcula.engine.counters import BATCH_LIMIT
 from furcula.engine.outcome import ABSENT, Failed, Many
-from furcula.engine.steps import CAUGHT, iterate, own_item, snapshot, take
+from furcula.engine.splitting import iterate, own_item, take
 from furcula.errors import CircuitOpen
 from furcula.event import Event, copy_data
 from furcula.module import Handling

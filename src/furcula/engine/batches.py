@@ -8,11 +8,12 @@ from time import perf_counter
 from typing import Any
 
 from furcula.engine.attempts import is_stop
+from furcula.engine.batch_answers import batch_outcome
+from furcula.engine.caught import CAUGHT, abandon, snapshot
 from furcula.engine.counters import TimeSlice
 from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch
 from furcula.engine.queue import QueueStep
-from furcula.engine.steps import CAUGHT, abandon, batch_outcome, snapshot
 from furcula.errors import ModuleTimeout
 from furcula.event import copy_data
 from furcula.module import BatchFailed

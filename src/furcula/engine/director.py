@@ -18,6 +18,7 @@ from typing import Any
 
 from furcula.engine.assembly import Assembly, ModuleRun
 from furcula.engine.attempts import is_stop
+from furcula.engine.context import ModuleContext
 from furcula.engine.counters import BATCH_LIMIT, TimeSlice
 from furcula.engine.outlets import Consumer
 from furcula.engine.plan import plan
@@ -165,7 +166,14 @@ class Director:
         hook = getattr(run.instance, "start", None)
         if hook is None:
             return
-        context = ModuleContext(self, run)
+
+        def ended(error: BaseException | None) -> None:
+            if error is not None:
+                self._source_failed(run.name, error)
+            self._finished(run.name)
+
+        folder = self.flow.folder or Path.cwd()
+        context = ModuleContext(run, flow=self.flow.name, folder=folder, now=self._now, ended=ended)
         try:
             takes = len(inspect.signature(hook).parameters)
             answer = hook(context) if takes else hook()
@@ -687,40 +695,6 @@ class Director:
             abandoned=dict(self.abandoned),
             seconds=time.monotonic() - self._began if running else self._seconds,
         )
-
-
-class ModuleContext:
-    """What a class module's `start` is given. See `furcula.module.Context`."""
-
-    def __init__(self, director: Director, run: ModuleRun):
-        self._director = director
-        self._run = run
-        self.name = run.name
-        self.folder = director.flow.folder or Path.cwd()
-        self.log = logging.LoggerAdapter(
-            logging.getLogger(f"furcula.module.{run.name}"), {"flow": director.flow.name, "furcula_module": run.name}
-        )
-
-    def now(self) -> float:
-        return self._director._now()
-
-    def admit(
-        self, events: Iterable[Any], outbox: str = "outbox", *, settled: Callable[[Slot], None] | None = None
-    ) -> Awaitable[None] | None:
-        entrance = self._run.entrance
-        if entrance is None:
-            raise TypeError(f"{self.name} is not a source: derive its class from Source, or use context.emit")
-        return entrance.admit(events, outbox, settled=settled)
-
-    def emit(self, events: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None:
-        entrance = self._run.emission or self._run.entrance
-        assert entrance is not None
-        return entrance.emit(events, outbox)
-
-    def finished(self, error: BaseException | None = None) -> None:
-        if error is not None:
-            self._director._source_failed(self.name, error)
-        self._director._finished(self.name)
 
 
 def _fresh(data: Any) -> Event[Any]:

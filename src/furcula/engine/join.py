@@ -7,9 +7,10 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from furcula.engine.batch_answers import join_events
+from furcula.engine.caught import abandon
 from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch, all_of
-from furcula.engine.steps import abandon, join_events
 from furcula.errors import Incomplete, Late
 from furcula.event import Event
 

@@ -23,11 +23,11 @@ from time import perf_counter
 from typing import Any
 
 from furcula.engine.attempts import Handle, is_stop
+from furcula.engine.caught import CAUGHT, abandon, warn_held
 from furcula.engine.counters import BATCH_LIMIT, HELD_LOOP_S, Pace, TimeSlice
 from furcula.engine.outcome import ABSENT, Failed, Many, Outcomes
 from furcula.engine.outlets import Batch, all_of
 from furcula.engine.queue import Queue, enter
-from furcula.engine.steps import CAUGHT, abandon, warn_held
 from furcula.errors import ModuleTimeout
 from furcula.event import Event, shallow
 from furcula.options import Overflow

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from time import perf_counter
 from typing import Any
 
+from furcula.engine.caught import abandon
 from furcula.engine.counters import Pace, TimeSlice
 from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch
-from furcula.engine.steps import abandon
 from furcula.errors import QueueFull
 from furcula.options import Overflow
 

@@ -13,11 +13,12 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from time import perf_counter
 from typing import Any
 
+from furcula.engine.caught import warn_held
 from furcula.engine.counters import HELD_LOOP_S, Counters, Pace, TimeSlice
 from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch, Link, all_of
 from furcula.engine.pool import Watched
-from furcula.engine.steps import DataStep, events_of, warn_held
+from furcula.engine.steps import DataStep, events_of
 from furcula.errors import InputError, Stopped
 from furcula.event import Event, Routed
 from furcula.receipt import Origin, Receipt, Slot, Tracked

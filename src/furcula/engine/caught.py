@@ -1,0 +1,51 @@
+"""What every way of running a module does alike: what it catches, what it keeps, what it warns of, what it abandons."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from furcula.engine.counters import Counters
+from furcula.engine.outcome import Failed, Outcomes, make_failure
+from furcula.engine.outlets import Batch
+from furcula.errors import Abandoned
+from furcula.event import Event, copy_data
+
+__all__ = ["CAUGHT", "abandon", "snapshot", "warn_held"]
+
+_log = logging.getLogger("furcula.flow")
+
+#: What a module may raise without stopping anything. CancelledError from a future of the user's own is a failure too,
+#: and so is a module's sys.exit().
+CAUGHT = (Exception, asyncio.CancelledError, SystemExit)
+
+
+def abandon(outcomes: Outcomes, held: Batch) -> int:
+    """Fail events that are still held when the deadline has passed; failure routes are not tried any more."""
+    for event in held:
+        outcomes.counters.failed += 1
+        outcomes.counters.held -= 1
+        outcomes.counters.reasons["failed", "abandoned"] += 1
+        receipt = event.carrier()
+        if receipt is not None:
+            error = Abandoned(f"the flow stopped before {outcomes.name} was done with it")
+            receipt.settle("failed", 1, "abandoned", make_failure(outcomes.name, Failed(error)))
+    return len(held)
+
+
+def warn_held(name: str, counters: Counters, count: int, seconds: float) -> None:
+    if counters.warned:
+        return
+    counters.warned = True
+    _log.warning(
+        "%s held the event loop for %.0f ms (%d event%s): everything else waited. If it blocks, say thread: true",
+        name,
+        seconds * 1000,
+        count,
+        "" if count == 1 else "s",
+    )
+
+
+def snapshot(event: Event[Any]) -> tuple[Any, dict[str, Any]]:
+    return copy_data(event.data), copy_data(event.headers)
