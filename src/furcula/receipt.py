@@ -134,10 +134,12 @@ class Slot(msgspec.Struct, gc=False, eq=False):
     fate: Fate | None = None
     reason: str = ""
     failure: object = None
+    #: Where late reports are counted once the parents have been told.
+    origin: Origin | None = None
 
     def settle(self, fate: Fate, count: int = 1, reason: str = "", failure: object = None) -> None:
         if count > self.shares:
-            _log.error("furcula: %d report(s) on an event that was settled already", count - self.shares)
+            self.late(count - self.shares)
             count = self.shares
             if not count:
                 return
@@ -149,10 +151,17 @@ class Slot(msgspec.Struct, gc=False, eq=False):
         if not self.shares:
             self.close()
 
+    def late(self, count: int) -> None:
+        """Note reports about what is settled already. They change nothing."""
+        _log.error("furcula: %d report(s) on an event that was settled already", count)
+        if self.origin is not None:
+            self.origin.late += count
+
     def close(self) -> None:
         """The last share is settled: tell the parents, and whoever waits."""
         fate = self.fate or "dropped"
         parents, self.parents = self.parents, ()
+        self.origin = next((parent.origin for parent in parents if type(parent) is Receipt), None)
         for parent in parents:
             parent.settle(fate, 1, self.reason, self.failure)
         settled, self.settled = self.settled, None

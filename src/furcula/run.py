@@ -62,11 +62,9 @@ class Flow(FlowGraph):
             ConfigurationError: The flow has problems; nothing was started.
             SourceFailed: A source raised. Everything admitted was settled first.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return run_in_new_loop(self.run_async(signals=True, **settings))
-        raise RuntimeError("flow.run() starts an event loop of its own; inside one, await flow.run_async()")
+        if _inside_a_loop():
+            raise RuntimeError("flow.run() starts an event loop of its own; inside one, await flow.run_async()")
+        return run_in_new_loop(self.run_async(signals=True, **settings))
 
     async def run_async(self, *, signals: bool = False, **settings: Any) -> Statistics:
         """Run the flow in the running event loop until its sources end; return the statistics.
@@ -100,6 +98,14 @@ class Flow(FlowGraph):
         if unknown:
             raise ConfigurationError([Problem(f"there is no module {name!r} to replace") for name in unknown])
         return Rehearsal.of(self, inputs or {}, replace=replace or {}, keep=keep, time_limit=float(time_limit))
+
+
+def _inside_a_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 class _Named:

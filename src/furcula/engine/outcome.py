@@ -6,6 +6,7 @@ import logging
 import time
 import traceback
 from collections.abc import Awaitable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from furcula.engine.counters import Counters
@@ -18,6 +19,7 @@ from furcula.receipt import Carrier, Receipt
 __all__ = ["ABSENT", "Failed", "Many", "Outcomes"]
 
 _log = logging.getLogger("furcula.flow")
+_HERE = str(Path(__file__).parent)
 
 #: The answer of a module that gave none because the event is being taken care of elsewhere.
 ABSENT: Any = object()
@@ -427,8 +429,12 @@ def make_failure(module: str, how: Failed, route: str = "") -> Failure:
 
 
 def format_traceback(error: BaseException) -> str:
+    # The engine's own frames at the top say nothing to whoever wrote the module.
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename.startswith(_HERE):
+        frames = frames.tb_next
     try:
-        lines = traceback.format_exception(type(error), error, error.__traceback__, limit=-12)
+        lines = traceback.format_exception(type(error), error, frames or error.__traceback__, limit=-12)
     except Exception:
         return ""
     text = "".join(lines)
