@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -180,7 +180,6 @@ class Edge(msgspec.Struct, frozen=True):
     source: str
     target: str
     route: Route | None
-    DEAD_LETTER: ClassVar[str] = "dead_letter"
 
 
 def sink_side(name: str) -> str:

@@ -18,7 +18,7 @@ import inspect
 import logging
 import types
 import typing
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -26,7 +26,7 @@ import msgspec
 
 from furcula.errors import nearest
 from furcula.event import Event
-from furcula.options import Duration, Secret, Size, convert_value
+from furcula.options import Secret, convert_value
 from furcula.receipt import Slot
 
 __all__ = [
@@ -443,10 +443,3 @@ def _signature_parameters(factory: Callable[..., Any]) -> Iterable[inspect.Param
         return inspect.signature(factory).parameters.values()
     except (TypeError, ValueError):
         return ()
-
-
-#: What a source may be made from.
-Supply = Callable[..., Any] | Iterable[Any] | AsyncIterable[Any]
-
-#: Types of arguments that module authors may use in annotations, besides the plain ones.
-ARGUMENT_TYPES = (Duration, Size, Secret)

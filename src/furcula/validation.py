@@ -7,7 +7,7 @@ from typing import Any
 
 from furcula.errors import ConfigurationError, Problem, nearest
 from furcula.graph import EXCEPTION_PORTS, Edge, Place, Route, components, edges, sink_side
-from furcula.module import Handling, Module, types_meet
+from furcula.module import Module, types_meet
 
 __all__ = ["problems", "warnings"]
 
@@ -93,7 +93,7 @@ def _route_problems(places: Mapping[str, Place], route: Route, path: str) -> lis
                 )
             )
     if source is not None and target is not None and route.outbox not in EXCEPTION_PORTS:
-        given, taken = _handling(source), _handling(target)
+        given, taken = source.handling, target.handling
         if given and taken and not target.options.join and not types_meet(given.output_type, taken.input_type):
             found.append(
                 Problem(
@@ -113,10 +113,6 @@ def _route_problems(places: Mapping[str, Place], route: Route, path: str) -> lis
     if route.ttl is not None and route.ttl < 1:
         found.append(Problem(f"{route}: ttl must be 1 or more", path, route.location))
     return found
-
-
-def _handling(place: Place) -> Handling | None:
-    return place.handling
 
 
 def _type_name(kind: Any) -> str:

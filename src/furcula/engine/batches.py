@@ -9,9 +9,9 @@ from typing import Any
 
 from furcula.engine.attempts import is_stop
 from furcula.engine.batch_answers import batch_outcome
-from furcula.engine.caught import CAUGHT, abandon, snapshot
+from furcula.engine.caught import CAUGHT, abandon, keep_originals
 from furcula.engine.counters import TimeSlice
-from furcula.engine.outcome import Failed, Outcomes
+from furcula.engine.outcome import Outcomes
 from furcula.engine.outlets import Batch
 from furcula.engine.queue import QueueStep
 from furcula.errors import ModuleTimeout
@@ -64,7 +64,7 @@ class BatchPool(QueueStep):
         began = perf_counter()
         originals = None
         if self._keep:
-            batch, originals = self._copyable(batch)
+            batch, originals = keep_originals(self.outcomes, batch)
             self._current = batch
             if not batch:
                 return
@@ -92,18 +92,6 @@ class BatchPool(QueueStep):
             self.after()
         if wait is not None:
             await wait
-
-    def _copyable(self, batch: Batch) -> tuple[Batch, list[tuple[Any, dict[str, Any]]]]:
-        good: Batch = []
-        originals = []
-        for event in batch:
-            try:
-                originals.append(snapshot(event))
-                good.append(event)
-            except Exception as error:
-                self.counters.held -= 1
-                self.outcomes.fail([(event, Failed(error, touched=False))])
-        return good, originals
 
     async def _once(self, batch: Batch) -> Any:
         limit = asyncio.timeout(self._timeout_s)

@@ -12,7 +12,7 @@ from furcula.engine.outlets import Batch
 from furcula.errors import Abandoned
 from furcula.event import Event, copy_data
 
-__all__ = ["CAUGHT", "abandon", "snapshot", "warn_held"]
+__all__ = ["CAUGHT", "abandon", "keep_originals", "snapshot", "warn_held"]
 
 _log = logging.getLogger("furcula.flow")
 
@@ -45,6 +45,24 @@ def warn_held(name: str, counters: Counters, count: int, seconds: float) -> None
         count,
         "" if count == 1 else "s",
     )
+
+
+def keep_originals(outcomes: Outcomes, batch: Batch) -> tuple[Batch, list[tuple[Any, dict[str, Any]]]]:
+    """The batch, and copies of what it came with. What cannot be copied fails and is left out of both."""
+    try:
+        return batch, [snapshot(event) for event in batch]
+    except Exception:
+        pass  # some event cannot be copied: find out which
+    good: Batch = []
+    originals = []
+    for event in batch:
+        try:
+            originals.append(snapshot(event))
+            good.append(event)
+        except Exception as error:
+            outcomes.counters.held -= 1
+            outcomes.fail([(event, Failed(error, touched=False))])
+    return good, originals
 
 
 def snapshot(event: Event[Any]) -> tuple[Any, dict[str, Any]]:

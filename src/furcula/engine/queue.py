@@ -176,7 +176,6 @@ class QueueStep:
         self._busy = False
         self._paused = False
         self._wake: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------------ what comes in
 
@@ -205,7 +204,7 @@ class QueueStep:
     # ------------------------------------------------------------------ the worker
 
     def start(self, spawn: Callable[[Any, str], asyncio.Task[None]]) -> None:
-        self._task = spawn(self._work(), f"queue of {self.name}")
+        spawn(self._work(), f"queue of {self.name}")
 
     async def _work(self) -> None:
         queue, allowed, pace = self.queue, self._allowed, self._pace

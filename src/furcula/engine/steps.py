@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import msgspec
 
 from furcula.engine.batch_answers import batch_outcome
-from furcula.engine.caught import CAUGHT, abandon, snapshot, warn_held
+from furcula.engine.caught import CAUGHT, abandon, keep_originals, warn_held
 from furcula.engine.counters import BATCH_LIMIT, HELD_LOOP_S, Counters
-from furcula.engine.outcome import Failed, Many, Outcomes
+from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch, Link
 from furcula.engine.splitting import iterate, take
 from furcula.errors import ModuleError
@@ -127,29 +127,7 @@ class _Synchronous:
         """The batch, and copies of what it came with where those are kept. What cannot be copied fails."""
         if not self._keep_original:
             return batch, None
-        try:
-            return batch, [snapshot(event) for event in batch]
-        except Exception:
-            pass
-        good: Batch = []
-        originals = []
-        for event in batch:
-            try:
-                originals.append(snapshot(event))
-                good.append(event)
-            except Exception as error:
-                self.counters.held -= 1
-                self.outcomes.fail([(event, Failed(error, touched=False))])
-        return good, originals
-
-    @staticmethod
-    def _restore(batch: Batch, results: Sequence[Any], originals: list[tuple[Any, dict[str, Any]]] | None) -> None:
-        if originals is not None:
-            for event, result, original in zip(batch, results, originals, strict=True):
-                failed = result.failed if type(result) is Many else result
-                if type(failed) is Failed:
-                    event.data, event.headers = original
-                    failed.touched = False
+        return keep_originals(self.outcomes, batch)
 
 
 class EventStep(_Synchronous):
@@ -164,8 +142,6 @@ class EventStep(_Synchronous):
         began = perf_counter()
         results, _ = call_all(self.call, batch)
         self._handled(len(batch), perf_counter() - began)
-        if originals is not None:
-            self._restore(batch, results, originals)
         return self.outcomes.sort_out(batch, results, originals)
 
 
@@ -201,8 +177,7 @@ class SplitStep(_Synchronous):
                 self._handled(index + 1, perf_counter() - began)
                 return self._long_split(done, results, originals, items, batch[index + 1 :])
         self._handled(len(batch), perf_counter() - began)
-        self._restore(batch, results, originals)
-        return self.outcomes.sort_out(batch, results)
+        return self.outcomes.sort_out(batch, results, originals)
 
     def _open(self, event: Event[Any]) -> Iterator[Any]:
         if not self._bare:
@@ -227,9 +202,9 @@ class SplitStep(_Synchronous):
         keeper.tags = event.tags
         kept = originals is not None
         if kept:
-            self._restore(done, results, originals[: len(done)])
+            originals = originals[: len(done)]
             keeper.data, keeper.headers = originals[len(done) - 1]
-        wait = self.outcomes.sort_out(done, results)
+        wait = self.outcomes.sort_out(done, results, originals)
         task = asyncio.get_running_loop().create_task(self._pieces(wait, keeper, event, items, rest, kept))
         self._long[task] = [keeper, *rest]
         task.add_done_callback(lambda task: self._long.pop(task, None))
@@ -434,8 +409,6 @@ class DataStep(_Synchronous):
         if raised or (self._role != "map" and not _NOT_DATA.isdisjoint(map(type, results))):
             for event, data in zip(batch, datas, strict=True):
                 event.data = data
-            if originals is not None:
-                self._restore(batch, results, originals)
             return self.outcomes.sort_out(batch, results, originals)
         return self._on(batch, results)
 
@@ -449,13 +422,11 @@ class DataStep(_Synchronous):
         if raised or odd:  # some verdict could not be had, or not be told
             for event, data in zip(batch, datas, strict=True):
                 event.data = data
-            if originals is not None:
-                self._restore(batch, truths, originals)
             verdicts = [
                 verdict if type(verdict) is Failed else (event if verdict else None)
                 for event, verdict in zip(batch, truths, strict=True)
             ]
-            return self.outcomes.sort_out(batch, verdicts)
+            return self.outcomes.sort_out(batch, verdicts, originals)
         if all(truths):
             return self._on(batch, datas)
         dropped = [event for event, stays in zip(batch, truths, strict=True) if not stays]
