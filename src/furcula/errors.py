@@ -116,17 +116,25 @@ class DeliveryError(FurculaError):
 class QueueFull(DeliveryError):
     """The queue in front of a module was full and its `overflow` says `fail`."""
 
+    status = 503
+
 
 class ModuleTimeout(DeliveryError, TimeoutError):
     """A module did not finish an event within its `timeout`."""
+
+    status = 504
 
 
 class CircuitOpen(DeliveryError):
     """A module's circuit breaker is open: it failed too often and is being left alone for a while."""
 
+    status = 503
+
 
 class Abandoned(DeliveryError):
     """The flow was stopped and its deadline passed before this event was settled."""
+
+    status = 503
 
 
 class Lost(DeliveryError):
@@ -176,7 +184,10 @@ class Stopped(FurculaError):
     """The Director is stopping or has stopped and admits nothing more."""
 
     retryable = True
+    status = 503
 
 
 class InputError(FurculaError, ValueError):
     """Bytes that are not what the codec or the framing expects. Becomes an event on `invalid`."""
+
+    status = 400

@@ -66,7 +66,9 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
         touched: True: the data is as the module left it. False: as it was handed in.
         at: Unix time in seconds.
         route: Where the event was sent on: `failed`, `dead_letter`, or empty for nowhere.
-        status: A status for whoever asked, taken from the exception's `status` where it has one.
+        status: The HTTP status for whoever asked, where the exception says one (see `furcula.statuses`).
+        headers: Header fields of the answer, from the exception.
+        problem: What the exception tells the client: members of the problem details, `detail` among them.
     """
 
     module: str
@@ -79,6 +81,8 @@ class Failure(msgspec.Struct, frozen=True, omit_defaults=True):
     at: float = 0.0
     route: str = ""
     status: int | None = None
+    headers: dict[str, str] = {}
+    problem: dict[str, Any] = {}
 
 
 class Event(msgspec.Struct, Generic[T], gc=False, eq=False):

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 import msgspec
 
+from furcula.asking import Asker
 from furcula.errors import nearest
 from furcula.event import Event
 from furcula.options import Secret, convert_value
@@ -82,6 +83,18 @@ class Context(Protocol):
             Stopped: The flow is draining, and admits nothing more.
         """
 
+    def ask(self, event: Event[Any], asker: Asker, outbox: str = "outbox") -> Awaitable[None] | None:
+        """Admit one event as a request: what comes back to this source's inbox is given to `asker`.
+
+        The answer may be there when this returns. See `furcula.asking.Asker`.
+
+        Returns:
+            None: go on. An awaitable: the flow has no room now; wait for it before asking more.
+
+        Raises:
+            Stopped: The flow is draining, and admits nothing more.
+        """
+
     def emit(self, events: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None:
         """Send out events that no incoming event caused, under this module's own name as origin."""
 
@@ -129,6 +142,8 @@ class Source(Module):
     #: What it does with an event's fate: `request` (answers whoever asked), `position` (does not pass what is not
     #: settled), or `none`. For `explain`.
     acknowledges: ClassVar[str] = "none"
+    #: An event that reaches its inbox and that nobody asked for has failed. Else it is delivered.
+    only_answers: ClassVar[bool] = False
 
 
 class BatchFailed(Exception):

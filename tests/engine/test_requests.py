@@ -10,6 +10,7 @@ from tests.engine.conftest import Sink, directed
 
 from furcula import ConfigurationError, Director, Event, Flow
 from furcula.errors import DeadlinePassed, Stopped, Unanswered
+from furcula.statuses import HttpError
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -46,14 +47,11 @@ def test_a_request_that_is_dropped_is_answered_at_once_with_its_fate() -> None:
 
 
 def test_a_request_that_fails_is_answered_with_the_failure() -> None:
-    class Teapot(Exception):
-        status = 418
-
     def fails(event: Event) -> Event:
-        raise Teapot("short and stout")
+        raise HttpError("short and stout", status=418)
 
     async def work(director: Director) -> Unanswered:
-        with pytest.raises(Unanswered, match="Teapot: short and stout") as caught:
+        with pytest.raises(Unanswered, match="HttpError: short and stout") as caught:
             await director.ask("api", 1)
         return caught.value
 

@@ -19,6 +19,7 @@ from furcula.engine.outlets import Batch, BestEffort, Consumer, Fanout, Link, Ou
 from furcula.engine.plan import CYCLE_LIMIT, ModulePlan, Plan, RoutePlan
 from furcula.engine.pool import Pool
 from furcula.engine.queue import QueueStep
+from furcula.engine.requests import attended, one_by_one
 from furcula.engine.sources import Entrance
 from furcula.engine.steps import SplitStep, converter, sync_step
 from furcula.engine.threads import Threads
@@ -112,6 +113,8 @@ class Assembly:
         self._batch_limit = batch_limit
         self._cut = cut or {}
         self.crossings: list[Crossing] = []
+        #: Can somebody wait for an answer of this flow?
+        self._asked = any(place.is_source and place.inboxes for place in flow.places.values())
         for name, place in flow.places.items():
             self.modules[name] = self._module(place, plan.modules[name])
         self._connect()
@@ -148,7 +151,8 @@ class Assembly:
             must_answer=main is not None and main.must_answer,
         )
         if place.is_source:
-            run.arrivals = Outcomes(place.name, run.counters, answers=True)
+            only = bool(getattr(subject, "only_answers", False))
+            run.arrivals = Outcomes(place.name, run.counters, answers=True, only_answers=only)
             run.entrance = Entrance(place.name, self.origin(place.name), run.outcomes, self._now)
         elif run.instance is not None:
             run.emission = Entrance(place.name, Origin(place.name), run.outcomes, self._now)
@@ -249,6 +253,8 @@ class Assembly:
                 return pool.park(event, delay_s)
 
             handle = retrying(attempt, retry, breaker, retried, park if options.key is not None else None)
+        if self._asked:
+            handle = attended(handle)
         pool = Pool(
             handle,
             outcomes,
@@ -308,6 +314,8 @@ class Assembly:
 
     def _queue(self, run: ModuleRun, target: Callable[[Batch], Awaitable[None] | None], **rest: Any) -> QueueStep:
         name = rest.pop("name", run.name)
+        if self._asked:
+            target = one_by_one(target, functools.partial(_dropped, run))
         queue = QueueStep(name, target, run.arrivals, self._slice, batch_limit=self._batch_limit, **rest)
         queue.after = self._after(run.plan.region)
         run.steps.append(queue)
@@ -397,6 +405,11 @@ class Assembly:
             assert planned.region is not None
             self.regions[planned.region].gates.append(queue)
         return queue
+
+
+def _dropped(run: ModuleRun, batch: Batch, reason: str) -> None:
+    run.counters.held -= len(batch)
+    run.arrivals.drop(batch, reason)
 
 
 def _key_function(key: Any) -> Callable[[Event[Any]], Any] | None:

@@ -7,7 +7,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from furcula.asking import Asker
 from furcula.engine.assembly import ModuleRun
+from furcula.event import Event
 from furcula.receipt import Slot
 
 __all__ = ["ModuleContext"]
@@ -49,6 +51,12 @@ class ModuleContext:
         if entrance is None:
             raise TypeError(f"{self.name} is not a source: derive its class from Source, or use context.emit")
         return entrance.admit(events, outbox, settled=settled)
+
+    def ask(self, event: Event[Any], asker: Asker, outbox: str = "outbox") -> Awaitable[None] | None:
+        entrance = self._run.entrance
+        if entrance is None:
+            raise TypeError(f"{self.name} is not a source: only a source can ask")
+        return entrance.ask(event, asker, outbox)
 
     def emit(self, events: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None:
         entrance = self._run.emission or self._run.entrance

@@ -22,7 +22,7 @@ from furcula.engine.context import ModuleContext
 from furcula.engine.counters import BATCH_LIMIT, TimeSlice
 from furcula.engine.outlets import Consumer
 from furcula.engine.plan import plan
-from furcula.engine.requests import Request
+from furcula.engine.requests import FutureAsker, Request
 from furcula.engine.sources import Entrance, drive_async, drive_sync, drive_thread
 from furcula.engine.statistics import FlowStatistics, OriginStatistics, Statistics
 from furcula.errors import (
@@ -348,7 +348,8 @@ class Director:
         event = _fresh(data)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        request = Request.of(entrance.origin, future, gather=gather, created=self._now())
+        asker = FutureAsker(future, gather)
+        request = Request.of(entrance.origin, asker, self._now())
         limit = float(Duration(timeout))
         timer = loop.call_later(limit, _pass_deadline, future, name, limit)
         try:
@@ -358,8 +359,12 @@ class Director:
             if wait is not None and not future.done():
                 await asyncio.wait([future, asyncio.ensure_future(_awaited(wait))], return_when=asyncio.FIRST_COMPLETED)
             return await future
+        except asyncio.CancelledError:
+            asker.leave()  # whoever asked has been cancelled
+            raise
         finally:
             timer.cancel()
+            asker.over = True
             if not future.done():
                 future.cancel()
 

@@ -12,7 +12,7 @@ from furcula.engine.caught import abandon
 from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch, all_of
 from furcula.errors import Incomplete, Late
-from furcula.event import Event
+from furcula.event import Event, Failure
 
 __all__ = ["TABLE_SIZE", "Join", "JoinInbox"]
 
@@ -97,7 +97,10 @@ class Join:
         join_events(members, joined)
         joined._id = first.numbered()._id
         joined._created = first._created
-        joined.failures = tuple(dict.fromkeys(failure for member in members for failure in member.failures))
+        failures: list[Failure] = []
+        for member in members:
+            failures += [failure for failure in member.failures if failure not in failures]
+        joined.failures = tuple(failures)
         self.counters.joined += len(members) - 1
         self.counters.held -= len(members) - 1
         return joined

@@ -15,8 +15,9 @@ from furcula.errors import Expired, FurculaError, ModuleError, nearest
 from furcula.event import Event, Failure, Routed
 from furcula.graph import EXCEPTION_PORTS
 from furcula.receipt import Carrier, Receipt
+from furcula.statuses import HttpError
 
-__all__ = ["ABSENT", "Failed", "Many", "Outcomes"]
+__all__ = ["ABSENT", "Dropped", "Failed", "Many", "Outcomes"]
 
 _log = logging.getLogger("furcula.flow")
 _HERE = str(Path(__file__).parent)
@@ -34,6 +35,15 @@ class Failed:
         self.error = error
         self.attempts = attempts
         self.touched = touched
+
+
+class Dropped:
+    """An answer: the event is dropped, and for this reason."""
+
+    __slots__ = ("reason",)
+
+    def __init__(self, reason: str):
+        self.reason = reason
 
 
 class Many:
@@ -60,6 +70,7 @@ class Outcomes:
         none_is_data: None is an answer like any other (`map`).
         must_answer: It promised by annotation never to answer None.
         answers: What ends here is offered to whoever asked.
+        only_answers: What ends here and was not asked for has failed.
     """
 
     def __init__(
@@ -72,6 +83,7 @@ class Outcomes:
         none_is_data: bool = False,
         must_answer: bool = False,
         answers: bool = False,
+        only_answers: bool = False,
     ):
         self.name = name
         self.counters = counters
@@ -85,6 +97,7 @@ class Outcomes:
         self._none_is_data = none_is_data
         self._must_answer = must_answer
         self._answers = answers
+        self._only_answers = only_answers
         self._logged = 0
         self._nones = 0 if not must_answer else -1
 
@@ -139,8 +152,8 @@ class Outcomes:
     def deliver(self, batch: Batch) -> Awaitable[None] | None:
         """The way of these events ends here, as it should."""
         if self._answers:
-            self._answer(batch)
-        elif batch:
+            return self._answer(batch)
+        if batch:
             self.counters.delivered += len(batch)
             settle(batch, "delivered")
         return None
@@ -155,10 +168,17 @@ class Outcomes:
             self.counters.delivered += count
             receipt.settle("delivered", count)
 
-    def _answer(self, batch: Batch) -> None:
+    def _answer(self, batch: Batch) -> Awaitable[None] | None:
+        waits: list[Awaitable[None]] = []
         for event in batch:
             receipt = event.carrier()
-            taken = None if receipt is None else receipt.answer(event)
+            try:
+                taken = None if receipt is None else receipt.answer(event)
+                if taken is None and self._only_answers:
+                    raise ModuleError(f"nobody asked: this event does not come from a request to {self.name}")
+            except Exception as error:
+                _add(waits, self.fail([(event, Failed(error))]))
+                continue
             # It belongs to whoever asked now; otherwise it would hold its request for ever, and its request it.
             event._receipt = None
             if taken is False:
@@ -170,6 +190,7 @@ class Outcomes:
                 self.counters.delivered += 1
                 if receipt is not None:
                     receipt.settle("delivered")
+        return all_of(waits)
 
     def drop(self, batch: Batch, reason: str) -> Awaitable[None] | None:
         if batch:
@@ -200,7 +221,7 @@ class Outcomes:
                 on.append(event)
             elif kind is Failed:
                 failed.append((event, result))
-            elif self.is_sink and not _names_exception(result):
+            elif self.is_sink and kind is not Dropped and not _names_exception(result):
                 if kind is Many and result.failed is not None:
                     failed.append((event, result.failed))
                 else:
@@ -219,6 +240,8 @@ class Outcomes:
                     self._one(event, result, on, ports)
                 except Exception as error:  # it is under way already, and cannot be copied
                     failed.append((event, Failed(error)))
+            elif kind is Dropped:
+                self.drop([event], result.reason)
             elif self._takes_data:
                 event.data = result
                 on.append(event)
@@ -238,7 +261,7 @@ class Outcomes:
             self._watch_for_nones(nones, len(events))
         waits: list[Awaitable[None]] = []
         if ended:
-            self.deliver(ended)
+            _add(waits, self.deliver(ended))
         if on:
             _add(waits, self.same(on))
         for port, batch in ports.items():
@@ -410,10 +433,10 @@ def make_failure(module: str, how: Failed, route: str = "") -> Failure:
         message = str(error)
     except Exception:
         message = "(its message could not be made)"
-    try:
-        status = getattr(error, "status", None)
-    except Exception:
-        status = None
+    # Only errors of ours: that a server *we* asked said 404 is no status for whoever asked us.
+    status = getattr(error, "status", None) if own else None
+    said = error.problem() if isinstance(error, HttpError) else {}
+    headers = error.headers if isinstance(error, HttpError) else {}
     return Failure(
         module=module,
         type=type(error).__name__,
@@ -425,6 +448,8 @@ def make_failure(module: str, how: Failed, route: str = "") -> Failure:
         at=time.time(),
         route=route,
         status=status if isinstance(status, int) else None,
+        headers=headers,
+        problem=said,
     )
 
 

@@ -1,58 +1,140 @@
-"""Request and reply in memory: what `Director.ask` and, later, HTTP stand on."""
+"""Requests in the engine: the slot of an event that somebody waits for, and how its events are handled."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from furcula.asking import CURRENT, Asker
+from furcula.engine.outcome import Dropped
+from furcula.engine.outlets import Batch, all_of
 from furcula.errors import Unanswered
 from furcula.event import Event
 from furcula.receipt import Origin, Receipt, Slot, Tracked
 
-__all__ = ["Request"]
+__all__ = ["FutureAsker", "Request", "attended", "one_by_one"]
+
+GONE = Dropped("cancelled")
 
 
 class Request(Tracked, gc=False, eq=False):
     """The slot of an event that somebody waits for.
 
-    The first descendant that reaches the inbox of the module that was asked is the answer. When the slot settles and
-    none has, nothing can answer any more, and whoever asked is told so at once.
+    Splits and copies of the event keep this very slot, so an event shows by its receipt whose it is.
 
     Attributes:
-        future: Gets the answer, or Unanswered.
-        gather: Wait for the settlement, and give all that came back.
-        on_settled: Called when the slot has settled.
+        asker: Who waits.
+        answered: An answer was taken.
     """
 
-    future: Any = None
-    gather: bool = False
-    on_settled: Callable[[Slot], None] | None = None
-    replies: list[Event[Any]] = []
+    asker: Any = None
+    answered: bool = False
 
     @classmethod
-    def of(
-        cls, origin: Origin, future: asyncio.Future[Any], *, gather: bool = False, created: float | None = None
-    ) -> Request:
+    def of(cls, origin: Origin, asker: Asker, created: float) -> Request:
         """Admit one request."""
-        receipt = Receipt(origin, 1, created)
-        return cls((receipt,), created=receipt.created, future=future, gather=gather)
+        return cls((Receipt(origin, 1, created),), 1, asker.settled, created, asker=asker)
 
     def answer(self, reply: object) -> bool | None:
-        assert isinstance(reply, Event)
-        if self.future.done() or (self.replies and not self.gather):
+        asker: Asker = self.asker
+        if asker.over or asker.gone or (self.answered and not asker.many):
             return False
-        self.replies.append(reply)
-        if not self.gather:
-            self.future.set_result(reply)
+        asker.take(reply)  # type: ignore[arg-type]
+        self.answered = True
         return True
 
-    def close(self) -> None:
-        super().close()
-        if not self.future.done():
-            if self.gather and (self.replies or self.fate != "failed"):
-                self.future.set_result(self.replies)
+
+class FutureAsker(Asker):
+    """Waits by a future: `Director.ask`.
+
+    Args:
+        future: Gets the answer, a list of all of them (`many`), or Unanswered.
+    """
+
+    __slots__ = ("_future", "_replies", "many")
+
+    def __init__(self, future: asyncio.Future[Any], many: bool):
+        super().__init__()
+        self.many = many
+        self._future = future
+        self._replies: list[Event[Any]] = []
+
+    def take(self, reply: Event[Any]) -> None:
+        if self.many:
+            self._replies.append(reply)
+        elif not self._future.done():
+            self._future.set_result(reply)
+
+    def settled(self, slot: Slot) -> None:
+        if self._future.done():
+            return
+        if self.many and (self._replies or slot.fate != "failed"):
+            self._future.set_result(self._replies)
+        else:
+            self._future.set_exception(Unanswered(slot.fate or "dropped", slot.reason, slot.failure))
+
+
+def attended(handle: Callable[[Event[Any]], Awaitable[Any]]) -> Callable[[Event[Any]], Awaitable[Any]]:
+    """`handle` for a module that may wait: logs know the request, and it ends when whoever asked has left."""
+
+    async def attend(event: Event[Any]) -> Any:
+        request = event._receipt
+        if type(request) is not Request:
+            return await handle(event)
+        asker: Asker = request.asker
+        if asker.gone:
+            return GONE
+        task = asyncio.current_task()
+        assert task is not None
+        token = CURRENT.set(asker)
+        asker.enter(task)
+        cancelling = task.cancelling()
+        try:
+            answer = await handle(event)
+        except asyncio.CancelledError:
+            if asker.gone and task.cancelling() > cancelling:
+                task.uncancel()
+                return GONE
+            raise
+        finally:
+            asker.exit(task)
+            CURRENT.reset(token)
+        if asker.gone and task.cancelling() > cancelling:  # it would not be cancelled, and has come to its end
+            task.uncancel()
+        return answer
+
+    return attend
+
+
+def one_by_one(
+    target: Callable[[Batch], Awaitable[None] | None], drop: Callable[[Batch, str], object]
+) -> Callable[[Batch], Awaitable[None] | None]:
+    """`target` behind a queue: an event of a request is handled by itself, so that logs know the request.
+
+    Args:
+        drop: Takes events of requests whose asker has left.
+    """
+
+    def take(batch: Batch) -> Awaitable[None] | None:
+        if not any(type(event._receipt) is Request for event in batch):
+            return target(batch)
+        waits: list[Awaitable[None]] = []
+        for event in batch:
+            request = event._receipt
+            if type(request) is not Request:
+                wait = target([event])
+            elif request.asker.gone:
+                drop([event], "cancelled")
+                continue
             else:
-                self.future.set_exception(Unanswered(self.fate or "dropped", self.reason, self.failure))
-        if self.on_settled is not None:
-            self.on_settled(self)
+                token = CURRENT.set(request.asker)
+                try:
+                    wait = target([event])
+                finally:
+                    CURRENT.reset(token)
+            if wait is not None:
+                waits.append(wait)
+        return all_of(waits)
+
+    return take

@@ -13,11 +13,13 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from time import perf_counter
 from typing import Any
 
+from furcula.asking import CURRENT, Asker
 from furcula.engine.caught import warn_held
 from furcula.engine.counters import HELD_LOOP_S, Counters, Pace, TimeSlice
 from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch, Link, all_of
 from furcula.engine.pool import Watched
+from furcula.engine.requests import Request
 from furcula.engine.steps import DataStep, events_of
 from furcula.errors import InputError, Stopped
 from furcula.event import Event, Routed
@@ -97,6 +99,22 @@ class Entrance:
             wait = self._by_port(data, events)
         else:
             wait = self._send(outbox, events)
+        if self._resumed is None:
+            return wait
+        resumed = asyncio.shield(self._resumed)
+        return resumed if wait is None else all_of([wait, resumed])
+
+    def ask(self, event: Event[Any], asker: Asker, outbox: str = "outbox") -> Awaitable[None] | None:
+        """Admit a request. See `Context.ask`."""
+        if self.closed or self.ceasing:
+            raise Stopped(f"{self.name} admits nothing more: the flow is stopping")
+        event._receipt = Request.of(self.origin, asker, self._now())
+        self.counters.received += 1
+        token = CURRENT.set(asker)
+        try:
+            wait = self._send(outbox, [event])
+        finally:
+            CURRENT.reset(token)
         if self._resumed is None:
             return wait
         resumed = asyncio.shield(self._resumed)

@@ -1,0 +1,94 @@
+"""Who asks: the contract between a source that answers (`http.listen`) and the engine that brings the answer back.
+
+A source admits a request with `context.ask(event, asker)`. Whatever descends from that event and reaches the source's
+own inbox is given to `asker.take`; when nothing can come any more `asker.settled` is told. `CURRENT` is the asker whose
+event is being handled, so that every line logged meanwhile can name the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextvars import ContextVar
+from typing import Any
+
+from furcula.event import Event
+from furcula.receipt import Slot
+
+__all__ = ["CURRENT", "Asker", "Correlation"]
+
+
+class Asker:
+    """One who asks. Derive from it. All calls are made on the loop's thread, and none of them may wait.
+
+    Attributes:
+        many: Take every answer, until all is settled. Else the first one only; later ones are dropped(answered).
+        gone: Whoever asked has left. Set by `leave`.
+        over: It has been answered otherwise (a deadline passed): what comes now is late, and dropped(answered).
+    """
+
+    __slots__ = ("_running", "gone", "over")
+
+    many: bool = False
+
+    def __init__(self) -> None:
+        self.gone = False
+        self.over = False
+        self._running: list[asyncio.Task[Any]] | None = None
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """What log lines say of this request: `{"request_id": ...}`."""
+        return {}
+
+    def take(self, reply: Event[Any]) -> None:
+        """Here is an answer. What this raises, the event fails with, at the module that was answering."""
+        raise NotImplementedError
+
+    def settled(self, slot: Slot) -> None:
+        """Every event of the request is settled; no further answer can come."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ leaving
+
+    def leave(self) -> None:
+        """Nobody waits for the answer any more: drop what waits, cancel the coroutines that are at it.
+
+        What runs in a thread, in a synchronous module, or behind a join goes on to its end.
+        """
+        self.gone = True
+        for task in tuple(self._running or ()):
+            task.cancel()
+
+    def enter(self, task: asyncio.Task[Any]) -> None:
+        """For the engine: a coroutine in this task has begun to handle an event of this request."""
+        if self._running is None:
+            self._running = [task]
+        else:
+            self._running.append(task)
+
+    def exit(self, task: asyncio.Task[Any]) -> None:
+        """For the engine: it has ended."""
+        if self._running is not None:
+            self._running.remove(task)
+
+
+#: Whose event is being handled in this context, or None.
+CURRENT: ContextVar[Asker | None] = ContextVar("furcula asker", default=None)
+
+
+class Correlation(logging.Filter):
+    """Gives each log record `request_id`, `traceparent` and `request` (` [request ...]`), empty where there is none.
+
+    Add it to a handler: `handler.addFilter(Correlation())`. The command line's own handler has it.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        asker = CURRENT.get()
+        notes = asker.notes if asker is not None else {}
+        request_id, traceparent = notes.get("request_id", ""), notes.get("traceparent", "")
+        trace = f" trace {traceparent}" if traceparent else ""
+        request = f" [request {request_id}{trace}]" if request_id else ""
+        record.__dict__.update(request_id=request_id, traceparent=traceparent, request=request)
+        return True
