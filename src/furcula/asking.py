@@ -42,8 +42,12 @@ class Asker:
         """What log lines say of this request: `{"request_id": ...}`."""
         return {}
 
-    def take(self, reply: Event[Any]) -> None:
-        """Here is an answer. What this raises, the event fails with, at the module that was answering."""
+    def take(self, reply: Event[Any]) -> bool:
+        """Here is an answer. What this raises, the event fails with, at the module that was answering.
+
+        Returns:
+            True: it was taken for the answer. False: it was taken, and the answer is still to come.
+        """
         raise NotImplementedError
 
     def settled(self, slot: Slot) -> None:

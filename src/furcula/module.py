@@ -142,8 +142,9 @@ class Source(Module):
     #: What it does with an event's fate: `request` (answers whoever asked), `position` (does not pass what is not
     #: settled), or `none`. For `explain`.
     acknowledges: ClassVar[str] = "none"
-    #: An event that reaches its inbox and that nobody asked for has failed. Else it is delivered.
-    only_answers: ClassVar[bool] = False
+
+    # One that answers may define `unasked(self, event)`: what to do with an event that reached its inbox and that
+    # nobody asked for. If it raises, the event has failed. Without it, the event is delivered.
 
 
 class BatchFailed(Exception):

@@ -26,6 +26,7 @@ BUILT_IN: dict[str, str] = {
     "file.read": "furcula.modules.file:FileRead",
     "file.write": "furcula.modules.file:FileWrite",
     "generate": "furcula.modules.timing:Generate",
+    "http.listen": "furcula.modules.http.listen:HttpListen",
     "inlet": "furcula.modules.plain:Inlet",
     "interval": "furcula.modules.timing:Interval",
     "log": "furcula.modules.plain:Log",

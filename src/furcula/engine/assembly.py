@@ -151,8 +151,8 @@ class Assembly:
             must_answer=main is not None and main.must_answer,
         )
         if place.is_source:
-            only = bool(getattr(subject, "only_answers", False))
-            run.arrivals = Outcomes(place.name, run.counters, answers=True, only_answers=only)
+            unasked = getattr(run.instance, "unasked", None)
+            run.arrivals = Outcomes(place.name, run.counters, answers=True, unasked=unasked)
             run.entrance = Entrance(place.name, self.origin(place.name), run.outcomes, self._now)
         elif run.instance is not None:
             run.emission = Entrance(place.name, Origin(place.name), run.outcomes, self._now)

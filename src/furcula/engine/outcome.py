@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import traceback
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Outcomes:
         none_is_data: None is an answer like any other (`map`).
         must_answer: It promised by annotation never to answer None.
         answers: What ends here is offered to whoever asked.
-        only_answers: What ends here and was not asked for has failed.
+        unasked: Takes what ends here and was not asked for; raises if it should not be here.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Outcomes:
         none_is_data: bool = False,
         must_answer: bool = False,
         answers: bool = False,
-        only_answers: bool = False,
+        unasked: Callable[[Event[Any]], None] | None = None,
     ):
         self.name = name
         self.counters = counters
@@ -97,7 +97,7 @@ class Outcomes:
         self._none_is_data = none_is_data
         self._must_answer = must_answer
         self._answers = answers
-        self._only_answers = only_answers
+        self._unasked = unasked
         self._logged = 0
         self._nones = 0 if not must_answer else -1
 
@@ -174,8 +174,8 @@ class Outcomes:
             receipt = event.carrier()
             try:
                 taken = None if receipt is None else receipt.answer(event)
-                if taken is None and self._only_answers:
-                    raise ModuleError(f"nobody asked: this event does not come from a request to {self.name}")
+                if taken is None and self._unasked is not None:
+                    self._unasked(event)
             except Exception as error:
                 _add(waits, self.fail([(event, Failed(error))]))
                 continue

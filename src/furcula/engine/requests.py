@@ -40,8 +40,8 @@ class Request(Tracked, gc=False, eq=False):
         asker: Asker = self.asker
         if asker.over or asker.gone or (self.answered and not asker.many):
             return False
-        asker.take(reply)  # type: ignore[arg-type]
-        self.answered = True
+        if asker.take(reply):  # type: ignore[arg-type]
+            self.answered = True
         return True
 
 
@@ -60,11 +60,12 @@ class FutureAsker(Asker):
         self._future = future
         self._replies: list[Event[Any]] = []
 
-    def take(self, reply: Event[Any]) -> None:
+    def take(self, reply: Event[Any]) -> bool:
         if self.many:
             self._replies.append(reply)
         elif not self._future.done():
             self._future.set_result(reply)
+        return True
 
     def settled(self, slot: Slot) -> None:
         if self._future.done():

@@ -106,7 +106,7 @@ class Entrance:
 
     def ask(self, event: Event[Any], asker: Asker, outbox: str = "outbox") -> Awaitable[None] | None:
         """Admit a request. See `Context.ask`."""
-        if self.closed or self.ceasing:
+        if self.closed:
             raise Stopped(f"{self.name} admits nothing more: the flow is stopping")
         event._receipt = Request.of(self.origin, asker, self._now())
         self.counters.received += 1

@@ -22,13 +22,13 @@ from furcula.module import Context
 from furcula.modules.address import Address, peer_name
 from furcula.modules.received import admit, admit_both, invalid
 
-__all__ = ["TcpListener", "UdpListener"]
+__all__ = ["TcpListener", "UdpListener", "cannot_listen"]
 
 #: When the flow stops, what was read waits so long for room. A module that is stuck must not hold up the stop.
 PATIENCE_S: Final = 2.0
 
 
-def _cannot_listen(context: Context, address: Address, error: OSError) -> FurculaError:
+def cannot_listen(context: Context, address: Address | str | int, error: OSError) -> FurculaError:
     if error.errno == errno.EADDRINUSE:
         reason = "it is in use; stop what listens there, or choose another port (0: any free one)"
     elif error.errno in (errno.EACCES, errno.EPERM):
@@ -70,7 +70,7 @@ class TcpListener:
                 lambda: _Connection(self), host, port, reuse_port=self._reuse_port or None
             )
         except OSError as error:
-            raise _cannot_listen(self.context, self._wanted, error) from error
+            raise cannot_listen(self.context, self._wanted, error) from error
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
@@ -242,7 +242,7 @@ class UdpListener:
         except OSError as error:
             if opened is not None:
                 opened.close()
-            raise _cannot_listen(self.context, self._wanted, error) from error
+            raise cannot_listen(self.context, self._wanted, error) from error
         self._socket = opened
         loop.add_reader(opened.fileno(), self._readable)
 

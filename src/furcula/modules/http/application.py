@@ -1,0 +1,430 @@
+"""The ASGI application: requests become events, and what comes back becomes the response.
+
+It is written as one long function on purpose where every request passes: a call costs as much as a header.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from furcula.errors import InputError, Stopped
+from furcula.event import Event
+from furcula.module import Context
+from furcula.modules.http import media
+from furcula.modules.http.answers import Response, problem, refusal
+from furcula.modules.http.body import ClientLeft, Upload, form_fields, read
+from furcula.modules.http.cors import Cors
+from furcula.modules.http.exchange import Exchange, Gathering, Relay, new_id
+from furcula.modules.http.routes import Route, Routes
+from furcula.modules.http.sockets import Sockets
+from furcula.modules.http.streams import StreamBroke, send_stream
+from furcula.options import Duration, Size
+from furcula.statuses import BadRequest, HttpError, ServiceUnavailable
+
+__all__ = ["Endpoint", "Settings", "Site"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_ID: Final = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+_TRACE: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+#: Bodies longer than this are compressed in a thread: it takes longer than others should wait.
+_GZIP_IN_THREAD: Final = 128 * 1024
+_TEXTUAL: Final = ("text/", "application/json", "application/xml", "application/javascript", "image/svg")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds for every route that says nothing else. See `HttpListen`."""
+
+    accepts: tuple[str, ...] | None = None
+    produces: tuple[str, ...] | None = None
+    timeout: Duration = Duration(30)
+    max_body: Size = Size("10MB")
+    on_drop: int = 204
+    concurrent: int = 10_000
+    backlog: int = 1000
+    retry_after_s: int = 1
+    raw_body: bool = False
+    show_errors: bool = False
+    gzip: int = 1024
+    upload_memory: int = 1 << 20
+    upload_folder: str | None = None
+    access_log: bool = False
+    cors: Cors | None = None
+    announce: bool = False
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where a route leads, all settled."""
+
+    pattern: str
+    outbox: str
+    accepts: tuple[str, ...] | None
+    produces: tuple[str, ...] | None
+    timeout_s: float
+    max_body: int
+    on_drop: int
+    make: Callable[[Site, Endpoint, str | None], Exchange]
+    reply: str
+    codec: str
+
+    @classmethod
+    def of(cls, route: Route, base: str, settings: Settings) -> Endpoint:
+        return cls(
+            base + route.path,
+            route.outbox,
+            media.media_types(route.accepts) if route.accepts is not None else settings.accepts,
+            media.media_types(route.produces) if route.produces is not None else settings.produces,
+            float(route.timeout if route.timeout is not None else settings.timeout),
+            int(route.max_body if route.max_body is not None else settings.max_body),
+            route.on_drop if route.on_drop is not None else settings.on_drop,
+            {"first": Exchange, "all": Gathering}.get(route.reply, Relay),
+            route.reply,
+            route.codec,
+        )
+
+
+class Asks(Protocol):
+    """The part of a module's context that is used here."""
+
+    log: Any
+
+    def ask(self, event: Event[Any], asker: Any, outbox: str = "outbox") -> Awaitable[None] | None: ...
+
+    def admit(self, events: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None: ...
+
+
+class Site:
+    """All that one `http.listen` serves. An ASGI application.
+
+    Attributes:
+        active: Requests that are being handled or answered.
+        refused: Answers that never entered the flow, by status.
+        ceased: The flow drains: nothing new is taken.
+    """
+
+    def __init__(self, context: Context, routes: Iterable[Route], base: str, settings: Settings):
+        self.context = context
+        self.settings = settings
+        self.show_errors = settings.show_errors
+        #: Outboxes on which WebSockets are announced.
+        self.announces = ("opened", "closed") if settings.announce else ()
+        self.backlog = settings.backlog
+        self.retry_after = str(settings.retry_after_s)
+        self.active = 0
+        self.refused: Counter[int] = Counter()
+        self.ceased = False
+        self.sockets = Sockets(self)
+        self.routes = Routes(base, [(route, Endpoint.of(route, base, settings)) for route in routes])
+        self.push = self.sockets.push
+        self._no_room: dict[str, asyncio.Future[Any]] = {}
+        self._streams: set[asyncio.Task[Any]] = set()
+        self._endless: set[asyncio.Task[Any]] = set()
+        self._quiet: asyncio.Event = asyncio.Event()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "websocket":
+            await self.sockets.serve(scope, receive, send)
+            return
+        if kind != "http":
+            raise RuntimeError(f"furcula serves http and websocket, not {kind}")
+        began = time.perf_counter() if self.settings.access_log else 0.0
+        self.active += 1
+        accept: str | None = None
+        exchange: Exchange | None = None
+        response: Response | None
+        fields: dict[str, str] = {}
+        given_id = ""
+        try:
+            for raw_name, raw_value in scope["headers"]:
+                name = raw_name.decode("latin-1")
+                if name in fields:
+                    fields[name] += ("; " if name == "cookie" else ", ") + raw_value.decode("latin-1")
+                else:
+                    fields[name] = raw_value.decode("latin-1")
+            accept = fields.get("accept")
+            given_id = fields.get("x-request-id", "")
+            method = scope["method"]
+            path = scope["path"]
+            root = scope.get("root_path", "")
+            if root and path.startswith(root):  # mounted in another application
+                path = path[len(root) :] or "/"
+            if self.active > self.settings.concurrent or self.ceased:
+                why = "it is being stopped" if self.ceased else "too many requests at once"
+                raise ServiceUnavailable(why, retry_after=self.settings.retry_after_s)
+            if "host" not in fields and scope["http_version"] == "1.1":
+                raise BadRequest("there is no Host")
+            endpoint: Endpoint
+            try:
+                endpoint, params = self.routes.find(method, path)
+            except HttpError:
+                preflight = self._options(method, path, fields)
+                if preflight is None:
+                    raise
+                response = preflight
+            else:
+                if endpoint.produces is not None and accept is not None:
+                    media.check_acceptable(accept, endpoint.produces)
+                exchange = endpoint.make(self, endpoint, accept)
+                request_id = given_id if given_id and _ID.fullmatch(given_id) else new_id()
+                exchange.request_id = request_id
+                client = scope["client"]
+                headers: dict[str, Any] = {
+                    "method": method,
+                    "path": path,
+                    "route": endpoint.pattern,
+                    "params": params or {},
+                    "request": fields,
+                    "client": f"{client[0]}:{client[1]}" if client else "",
+                    "request_id": request_id,
+                }
+                if scope["query_string"]:
+                    headers["query"] = form_fields(scope["query_string"].decode("latin-1"), "the query")
+                if "cookie" in fields:
+                    headers["cookies"] = _cookies(fields["cookie"])
+                if "traceparent" in fields and _TRACE.fullmatch(fields["traceparent"]):
+                    headers["traceparent"] = exchange.trace = fields["traceparent"]
+                data: Any = None
+                length = fields.get("content-length")
+                if (length is not None and length != "0") or "transfer-encoding" in fields:
+                    content_type = fields.get("content-type")
+                    if endpoint.accepts is not None:
+                        media.check_taken(content_type, endpoint.accepts)
+                    if content_type == media.JSON:  # by far the most frequent
+                        body = await read(receive, endpoint.max_body, length)
+                        if self.settings.raw_body:
+                            headers["body"] = body
+                        data = media.decode(content_type, body)
+                    else:
+                        data = await self._other_body(endpoint, receive, fields, headers, exchange)
+                if endpoint.outbox in self._no_room:
+                    raise ServiceUnavailable("there is no room now", retry_after=self.settings.retry_after_s)
+                wait = self.context.ask(Event(data, headers), exchange, endpoint.outbox)
+                if wait is not None:
+                    self._until_there_is_room(endpoint.outbox, wait)
+                if exchange.response is None:
+                    await exchange.wait(receive, endpoint.timeout_s)
+                response = exchange.response
+        except HttpError as error:
+            self.refused[error.status] += 1
+            response = refusal(error, accept)
+            if exchange is not None and exchange.clean_up is not None:
+                exchange.clean_up()
+        except InputError as error:
+            self.refused[400] += 1
+            response = refusal(BadRequest(str(error)), accept)
+        except Stopped:
+            self.refused[503] += 1
+            response = refusal(ServiceUnavailable("it is being stopped", retry_after=1), accept)
+            if exchange is not None and exchange.clean_up is not None:
+                exchange.clean_up()
+        except ClientLeft:
+            if exchange is not None and exchange.clean_up is not None:
+                exchange.clean_up()
+            response = None
+        except asyncio.CancelledError:
+            self._done()
+            raise
+        except Exception:
+            self.context.log.exception("http: a request to %s broke the listener", scope.get("path"))
+            response = problem(500, {}, {}, accept)
+        try:
+            if response is not None:
+                if self.ceased:
+                    response.headers.append((b"connection", b"close"))
+                if exchange is not None or given_id:
+                    await self._send(scope, response, exchange, fields, receive, send)
+                else:
+                    await self._send(scope, response, None, fields, receive, send)
+            if began:
+                self._log_access(scope, response, exchange, time.perf_counter() - began)
+        finally:
+            self._done()
+
+    def _done(self) -> None:
+        self.active -= 1
+        if not self.active:
+            self._quiet.set()
+
+    # ------------------------------------------------------------------ what comes in
+
+    async def _other_body(
+        self,
+        endpoint: Endpoint,
+        receive: Receive,
+        fields: Mapping[str, str],
+        headers: dict[str, Any],
+        exchange: Exchange,
+    ) -> Any:
+        content_type = fields.get("content-type")
+        kind, parameters = media.essence(content_type) if content_type else ("", {})
+        if kind == media.MULTIPART:
+            boundary = parameters.get("boundary", "")
+            if not boundary or len(boundary) > 70 or not boundary.isascii():
+                raise BadRequest("the multipart form has no boundary")
+            upload = Upload(boundary, endpoint.max_body, self.settings.upload_memory, self.settings.upload_folder)
+            exchange.clean_up = upload.close
+            return await upload.read(receive)
+        body = await read(receive, endpoint.max_body, fields.get("content-length"))
+        if self.settings.raw_body:
+            headers["body"] = body
+        if kind == media.FORM:
+            return form_fields(body.decode("latin-1"))
+        return media.decode(content_type, body)
+
+    def _options(self, method: str, path: str, fields: Mapping[str, str]) -> Response | None:
+        """The answer to OPTIONS where no route takes it, and to a preflight of CORS."""
+        if method != "OPTIONS":
+            return None
+        if path == "*":
+            return Response(204, [])
+        allowed = self.routes.allowed(path)
+        if not allowed:
+            return None
+        headers = [(b"allow", ", ".join(allowed).encode("ascii"))]
+        if self.settings.cors is not None:
+            headers += self.settings.cors.preflight(fields, allowed)
+        return Response(204, headers)
+
+    def _until_there_is_room(self, outbox: str, wait: Awaitable[None]) -> None:
+        """The flow has no room behind this outbox. What comes there is refused until it has."""
+        room = asyncio.ensure_future(_awaited(wait))
+        self._no_room[outbox] = room
+
+        def there_is_room(room: asyncio.Future[Any]) -> None:
+            if self._no_room.get(outbox) is room:
+                del self._no_room[outbox]
+
+        room.add_done_callback(there_is_room)
+
+    # ------------------------------------------------------------------ what goes out
+
+    async def _send(
+        self,
+        scope: Message,
+        response: Response,
+        exchange: Exchange | None,
+        fields: Mapping[str, str],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        headers = response.headers
+        if exchange is not None:
+            headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
+        cors = self.settings.cors
+        if cors is not None:
+            headers += cors.fields(fields.get("origin"))
+        if response.stream is not None:
+            await self._send_stream(scope, response, exchange, fields, receive, send)
+            return
+        body = response.body
+        if self.settings.gzip and len(body) >= self.settings.gzip:
+            body = await _compressed(response, fields.get("accept-encoding", ""))
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _send_stream(
+        self,
+        scope: Message,
+        response: Response,
+        exchange: Exchange | None,
+        fields: Mapping[str, str],
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        accept = fields.get("accept")
+        reply = exchange.endpoint.reply if exchange is not None else "first"
+        sse = reply == "sse" or media.wants(accept, media.SSE)
+        task = asyncio.current_task()
+        assert task is not None
+        # A client of server-sent events comes back by itself; anything else is let come to its end when we stop.
+        streams = self._endless if sse else self._streams
+        streams.add(task)
+        try:
+            await send_stream(response, send=send, receive=receive, head=scope["method"] == "HEAD", wants_sse=sse)
+        except StreamBroke as error:
+            self.context.log.error("http: the stream for %s broke: %s", scope["path"], error)
+            raise _Aborted from None
+        finally:
+            streams.discard(task)
+
+    def _log_access(self, scope: Message, response: Response | None, exchange: Exchange | None, seconds: float) -> None:
+        status = response.status if response is not None else "left"
+        request = f" [request {exchange.request_id}]" if exchange is not None else ""
+        path = scope["path"].encode("ascii", "backslashreplace").decode()
+        self.context.log.info("%s %s %s %.1f ms%s", scope["method"], path, status, seconds * 1000, request)
+
+    # ------------------------------------------------------------------ its end
+
+    async def cease(self) -> None:
+        """Take nothing more. Returns when streams that have an end have come to it."""
+        self.ceased = True
+        self.sockets.cease()
+        for task in tuple(self._endless):
+            task.cancel()
+        while self._streams:
+            await asyncio.wait(tuple(self._streams))
+
+    async def close(self, patience_s: float) -> None:
+        """Let answers that are under way be sent; end what is left."""
+        self.ceased = True
+        await self.sockets.close()
+        if self.active:
+            self._quiet.clear()
+            try:
+                await asyncio.wait_for(self._quiet.wait(), patience_s)
+            except TimeoutError:
+                pass
+        for task in (*self._streams, *self._endless):
+            task.cancel()
+        for room in self._no_room.values():
+            room.cancel()
+        self._no_room.clear()
+
+
+class _Aborted(Exception):
+    """The response cannot be completed: the server closes the connection, and so tells the client."""
+
+
+async def _awaited(wait: Awaitable[None]) -> None:
+    await wait
+
+
+def _cookies(text: str) -> dict[str, str]:
+    """The cookies of a request (RFC 6265, 5.4), as browsers send them; what is no pair is passed over."""
+    found: dict[str, str] = {}
+    for pair in text.split(";"):
+        name, equals, value = pair.partition("=")
+        if equals:
+            found.setdefault(name.strip(), value.strip().strip('"'))
+    return found
+
+
+async def _compressed(response: Response, accepted: str) -> bytes:
+    """The body, compressed if that is wanted and worth it; the header fields are changed with it."""
+    headers, body = response.headers, response.body
+    kind = next((value for name, value in headers if name == b"content-type"), b"").decode("latin-1")
+    plain = media.canonical(media.essence(kind)[0])
+    if not plain.startswith(_TEXTUAL) or any(name == b"content-encoding" for name, _ in headers):
+        return body
+    headers.append((b"vary", b"accept-encoding"))
+    if media.choose(accepted, ("gzip",)) is None or not accepted or response.status == 206:
+        return body
+    if len(body) > _GZIP_IN_THREAD:
+        packed = await asyncio.to_thread(gzip.compress, body, 5, mtime=0)
+    else:
+        packed = gzip.compress(body, 5, mtime=0)
+    headers[:] = [(name, value) for name, value in headers if name != b"content-length"]
+    headers += [(b"content-encoding", b"gzip"), (b"content-length", b"%d" % len(packed))]
+    return packed
