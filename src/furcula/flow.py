@@ -193,7 +193,10 @@ class FlowGraph:
             ports["outboxes"] = None if declared_outboxes is None else tuple(declared_outboxes)
             ports["optional"] = tuple(getattr(declared, "optional", ()))
             if not found:  # what depends on wrong arguments would only hide what is wrong
-                ports.update(_ports_by_arguments(declared, bound))
+                try:
+                    ports.update(_ports_by_arguments(declared, bound))
+                except ValueError as error:
+                    found.append(Problem(str(error), f"{path}.with", location))
         if inboxes is not None:
             ports["inboxes"] = tuple(inboxes)
         if outboxes is not None:

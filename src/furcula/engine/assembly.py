@@ -21,7 +21,7 @@ from furcula.engine.pool import Pool
 from furcula.engine.queue import QueueStep
 from furcula.engine.requests import attended, one_by_one
 from furcula.engine.sources import Entrance
-from furcula.engine.steps import SplitStep, converter, sync_step
+from furcula.engine.steps import EndStep, SplitStep, converter, sync_step
 from furcula.engine.threads import Threads
 from furcula.errors import ConfigurationError, Problem, StartFailed
 from furcula.event import Event
@@ -205,6 +205,10 @@ class Assembly:
     def _entry(self, run: ModuleRun, handling: Handling) -> Any:
         options, plan = run.place.options, run.plan
         keep = options.keep == "original"
+        if plan.way == "fused" and run.place.is_source and not hasattr(run.instance, "process"):
+            step: Any = EndStep(run.arrivals)
+            run.steps.append(step)
+            return step
         if plan.way != "pool" and not handling.waits:
             step = sync_step(handling, run.arrivals, keep_original=keep)
             if isinstance(step, SplitStep):

@@ -11,7 +11,7 @@ from furcula.engine.outcome import Dropped
 from furcula.engine.outlets import Batch, all_of
 from furcula.errors import Unanswered
 from furcula.event import Event
-from furcula.receipt import Origin, Receipt, Slot, Tracked
+from furcula.receipt import Origin, Slot, Tracked
 
 __all__ = ["FutureAsker", "Request", "attended", "one_by_one"]
 
@@ -34,7 +34,17 @@ class Request(Tracked, gc=False, eq=False):
     @classmethod
     def of(cls, origin: Origin, asker: Asker, created: float) -> Request:
         """Admit one request."""
-        return cls((Receipt(origin, 1, created),), 1, asker.settled, created, asker=asker)
+        # Under its origin itself: a receipt in between would have this one slot only.
+        origin.admitted += 1
+        origin.open += 1
+        return cls((), 1, asker.settled, created, None, "", None, origin, asker)
+
+    def close(self) -> None:
+        assert self.origin is not None
+        self.origin.settle(self.fate or "dropped", 1, self.reason)
+        settled, self.settled = self.settled, None
+        if settled is not None:
+            settled(self)
 
     def answer(self, reply: object) -> bool | None:
         asker: Asker = self.asker

@@ -112,7 +112,12 @@ class Entrance:
         self.counters.received += 1
         token = CURRENT.set(asker)
         try:
-            wait = self._send(outbox, [event])
+            main = self.outcomes.main
+            if outbox == "outbox" and main is not None:
+                self.counters.sent += 1
+                wait = main.push([event])
+            else:
+                wait = self._send(outbox, [event])
         finally:
             CURRENT.reset(token)
         if self._resumed is None:

@@ -130,8 +130,48 @@ class _Synchronous:
         return keep_originals(self.outcomes, batch)
 
 
+class EndStep(_Synchronous):
+    """No code at all: what arrives has arrived. For a source that takes answers and does nothing else with them."""
+
+    def __init__(self, outcomes: Outcomes):
+        super().__init__(_itself, outcomes)
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        self.counters.held -= len(batch)
+        return self.outcomes.deliver(batch)
+
+
+def _itself(event: Event[Any]) -> Event[Any]:
+    return event
+
+
 class EventStep(_Synchronous):
     """A function of the Event."""
+
+    def push(self, batch: Batch) -> Awaitable[None] | None:
+        if len(batch) != 1 or self._keep_original or self._held_back is not None:
+            return super().push(batch)
+        # The same for one event alone, as requests come: 1.0 us where the way of the batches takes 1.9.
+        counters = self.counters
+        counters.received += 1
+        counters.held += 1
+        event = batch[0]
+        began = perf_counter()
+        try:
+            result = self.call(event)
+        except CAUGHT as error:
+            result = Failed(error)
+        except StopIteration:
+            result = Failed(ModuleError("the function raised StopIteration"))
+        seconds = perf_counter() - began
+        counters.held -= 1
+        counters.busy_s += seconds
+        counters.histogram[min(int(seconds * 1e9).bit_length(), 47)] += 1
+        if seconds > HELD_LOOP_S:
+            warn_held(self.outcomes.name, counters, 1, seconds)
+        if result is event:
+            return self.outcomes.same(batch)
+        return self.outcomes.sort_out(batch, [result])
 
     def accept(self, batch: Batch) -> Awaitable[None] | None:
         originals = None

@@ -111,9 +111,6 @@ class Inlet(Source):
     def start(self, context: Context) -> None:
         """Nothing is to be opened, and `context.finished()` is for whoever puts to say."""
 
-    def process(self, event: Event[Any]) -> Event[Any]:
-        return event
-
 
 def _check_path(path: str) -> None:
     try:

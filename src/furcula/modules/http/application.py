@@ -20,7 +20,7 @@ from furcula.event import Event
 from furcula.module import Context
 from furcula.modules.http import media
 from furcula.modules.http.answers import Response, problem, refusal
-from furcula.modules.http.body import ClientLeft, Upload, form_fields, read
+from furcula.modules.http.body import ClientLeft, Upload, form_fields, read, too_long
 from furcula.modules.http.cors import Cors
 from furcula.modules.http.exchange import Exchange, Gathering, Relay, new_id
 from furcula.modules.http.routes import Route, Routes
@@ -124,6 +124,9 @@ class Site:
         self.active = 0
         self.refused: Counter[int] = Counter()
         self.ceased = False
+        # Nothing has to be added to an answer, unless it is long or a stream.
+        self._plain = settings.cors is None
+        self._least_gzip = settings.gzip or 1 << 62
         self.sockets = Sockets(self)
         self.routes = Routes(base, [(route, Endpoint.of(route, base, settings)) for route in routes])
         self.push = self.sockets.push
@@ -145,16 +148,12 @@ class Site:
         exchange: Exchange | None = None
         response: Response | None
         fields: dict[str, str] = {}
-        given_id = ""
         try:
-            for raw_name, raw_value in scope["headers"]:
-                name = raw_name.decode("latin-1")
-                if name in fields:
-                    fields[name] += ("; " if name == "cookie" else ", ") + raw_value.decode("latin-1")
-                else:
-                    fields[name] = raw_value.decode("latin-1")
+            raw = scope["headers"]
+            fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+            if len(fields) != len(raw):
+                fields = _joined(raw)
             accept = fields.get("accept")
-            given_id = fields.get("x-request-id", "")
             method = scope["method"]
             path = scope["path"]
             root = scope.get("root_path", "")
@@ -177,7 +176,9 @@ class Site:
                 if endpoint.produces is not None and accept is not None:
                     media.check_acceptable(accept, endpoint.produces)
                 exchange = endpoint.make(self, endpoint, accept)
-                request_id = given_id if given_id and _ID.fullmatch(given_id) else new_id()
+                request_id = fields.get("x-request-id", "")
+                if not request_id or not _ID.fullmatch(request_id):
+                    request_id = new_id()
                 exchange.request_id = request_id
                 client = scope["client"]
                 headers: dict[str, Any] = {
@@ -201,8 +202,13 @@ class Site:
                     content_type = fields.get("content-type")
                     if endpoint.accepts is not None:
                         media.check_taken(content_type, endpoint.accepts)
-                    if content_type == media.JSON:  # by far the most frequent
-                        body = await read(receive, endpoint.max_body, length)
+                    if length is not None and len(length) > 6 and int(length) > endpoint.max_body:
+                        raise too_long(endpoint.max_body)  # before the client is told to go on
+                    if content_type == media.JSON:  # by far the most frequent, and mostly there as a whole
+                        message = await receive()
+                        body = message.get("body", b"")
+                        if message.get("more_body", True) or len(body) > endpoint.max_body:
+                            body = await read(receive, endpoint.max_body, length, message)
                         if self.settings.raw_body:
                             headers["body"] = body
                         data = media.decode(content_type, body)
@@ -234,28 +240,26 @@ class Site:
                 exchange.clean_up()
             response = None
         except asyncio.CancelledError:
-            self._done()
+            self.active -= 1
             raise
         except Exception:
             self.context.log.exception("http: a request to %s broke the listener", scope.get("path"))
             response = problem(500, {}, {}, accept)
         try:
             if response is not None:
-                if self.ceased:
-                    response.headers.append((b"connection", b"close"))
-                if exchange is not None or given_id:
-                    await self._send(scope, response, exchange, fields, receive, send)
+                if exchange is not None:
+                    response.headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
+                if self._plain and response.stream is None and len(response.body) < self._least_gzip:
+                    await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
+                    await send({"type": "http.response.body", "body": response.body})
                 else:
-                    await self._send(scope, response, None, fields, receive, send)
+                    await self._send(scope, response, exchange, fields, receive, send)
             if began:
                 self._log_access(scope, response, exchange, time.perf_counter() - began)
         finally:
-            self._done()
-
-    def _done(self) -> None:
-        self.active -= 1
-        if not self.active:
-            self._quiet.set()
+            self.active -= 1
+            if not self.active:
+                self._quiet.set()
 
     # ------------------------------------------------------------------ what comes in
 
@@ -320,8 +324,8 @@ class Site:
         send: Send,
     ) -> None:
         headers = response.headers
-        if exchange is not None:
-            headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
+        if self.ceased:
+            headers.append((b"connection", b"close"))
         cors = self.settings.cors
         if cors is not None:
             headers += cors.fields(fields.get("origin"))
@@ -362,7 +366,7 @@ class Site:
     def _log_access(self, scope: Message, response: Response | None, exchange: Exchange | None, seconds: float) -> None:
         status = response.status if response is not None else "left"
         request = f" [request {exchange.request_id}]" if exchange is not None else ""
-        path = scope["path"].encode("ascii", "backslashreplace").decode()
+        path = scope["path"].encode("unicode_escape").decode("ascii")
         self.context.log.info("%s %s %s %.1f ms%s", scope["method"], path, status, seconds * 1000, request)
 
     # ------------------------------------------------------------------ its end
@@ -370,6 +374,7 @@ class Site:
     async def cease(self) -> None:
         """Take nothing more. Returns when streams that have an end have come to it."""
         self.ceased = True
+        self._plain = False
         self.sockets.cease()
         for task in tuple(self._endless):
             task.cancel()
@@ -379,6 +384,7 @@ class Site:
     async def close(self, patience_s: float) -> None:
         """Let answers that are under way be sent; end what is left."""
         self.ceased = True
+        self._plain = False
         await self.sockets.close()
         if self.active:
             self._quiet.clear()
@@ -399,6 +405,15 @@ class _Aborted(Exception):
 
 async def _awaited(wait: Awaitable[None]) -> None:
     await wait
+
+
+def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Header fields of which some come more than once (RFC 9110, 5.3)."""
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        fields[name] = value if name not in fields else f"{fields[name]}{'; ' if name == 'cookie' else ', '}{value}"
+    return fields
 
 
 def _cookies(text: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from furcula.errors import MissingExtra
 from furcula.modules.http import media
 from furcula.statuses import BadRequest, ContentTooLarge
 
-__all__ = ["ClientLeft", "Upload", "form_fields", "read", "repeated"]
+__all__ = ["ClientLeft", "Upload", "form_fields", "read", "repeated", "too_long"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -28,21 +28,29 @@ class ClientLeft(Exception):
     """The client left before its request was whole."""
 
 
-async def read(receive: Receive, most: int, announced: str | None) -> bytes:
+async def read(
+    receive: Receive, most: int, announced: str | None, message: MutableMapping[str, Any] | None = None
+) -> bytes:
     """The whole body.
+
+    Args:
+        most: Bytes that it may have.
+        announced: What Content-Length says.
+        message: What was received of it already.
 
     Raises:
         ContentTooLarge: It is longer than `most`, or says so.
         ClientLeft: It did not come to its end.
     """
     if announced is not None and announced.isdigit() and int(announced) > most:
-        raise _too_long(most)
-    message = await receive()
+        raise too_long(most)
+    if message is None:
+        message = await receive()
     if message["type"] != "http.request":
         raise ClientLeft
     body: bytes = message.get("body", b"")
     if len(body) > most:
-        raise _too_long(most)
+        raise too_long(most)
     if not message.get("more_body", False):
         return body
     parts, length = [body], len(body)
@@ -53,12 +61,13 @@ async def read(receive: Receive, most: int, announced: str | None) -> bytes:
         body = message.get("body", b"")
         length += len(body)
         if length > most:
-            raise _too_long(most)
+            raise too_long(most)
         parts.append(body)
     return b"".join(parts)
 
 
-def _too_long(most: int) -> ContentTooLarge:
+def too_long(most: int) -> ContentTooLarge:
+    """What is said of a body of more than `most` bytes."""
     return ContentTooLarge(f"the body may have {most} bytes here")
 
 
@@ -148,7 +157,7 @@ class Upload:
             chunk: bytes = message.get("body", b"")
             length += len(chunk)
             if length > self._most:
-                raise _too_long(self._most)
+                raise too_long(self._most)
             try:
                 if self._file is not None and len(chunk) > 64 * 1024:
                     await asyncio.to_thread(self._parser.write, chunk)  # it writes to a disk
