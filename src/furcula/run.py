@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from furcula import registry
+from furcula.asgi import AsgiFlow
 from furcula.engine.director import Director
 from furcula.engine.loop import run_in_new_loop
 from furcula.engine.rehearsal import Rehearsal
@@ -74,6 +76,14 @@ class Flow(FlowGraph):
             settings: See `Director`.
         """
         return await Director(self, **settings).run(signals=signals)
+
+    @functools.cached_property
+    def asgi(self) -> AsgiFlow:
+        """The flow as an ASGI application, to mount in another one or to give to a server. See `AsgiFlow`.
+
+        `uvicorn shop.flows:flow.asgi`, or `Mount("/flow", flow.asgi)` in Starlette and FastAPI.
+        """
+        return AsgiFlow(self)
 
     def test(
         self,

@@ -1,4 +1,4 @@
-"""A flow with `http.listen` that really listens, and clients for it: aiohttp for the well behaved, sockets for others."""
+"""A flow with `http.listen` that really listens, and clients for it: aiohttp, and sockets for the ill behaved."""
 
 from __future__ import annotations
 

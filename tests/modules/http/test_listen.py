@@ -17,11 +17,11 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from tests.modules.http.serving import answers, serving
 
 from furcula import ConfigurationError, Event, Flow, Retry
 from furcula.errors import StartFailed
 from furcula.statuses import Conflict, HttpError, NotFound, NotModified, Unauthorized, UnprocessableContent
-from tests.modules.http.serving import answers, serving
 
 
 async def test_a_request_is_an_event_and_what_comes_back_is_the_answer() -> None:
@@ -692,10 +692,10 @@ async def test_a_unix_socket_serves_too_and_a_stale_one_is_replaced(tmp_path: Pa
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(str(path))
     stale.close()
-    async with serving(answers(lambda event: Event("local"), port=None, unix=str(path))):
-        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http:
-            async with http.get("http://localhost/") as got:
-                assert await got.text() == "local"
+    flow = answers(lambda event: Event("local"), port=None, unix=str(path))
+    async with serving(flow), aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http:
+        async with http.get("http://localhost/") as got:
+            assert await got.text() == "local"
     assert not path.exists()
 
 
@@ -756,10 +756,9 @@ async def test_a_stream_that_breaks_breaks_the_connection_and_is_logged(caplog: 
         yield b"begin"
         raise ValueError("in the middle")
 
-    async with serving(answers(lambda event: Event(broken()))) as served:
-        async with served.http.get(served.url) as got:
-            with pytest.raises(aiohttp.ClientError):
-                await got.read()
+    async with serving(answers(lambda event: Event(broken()))) as served, served.http.get(served.url) as got:
+        with pytest.raises(aiohttp.ClientError):
+            await got.read()
     assert "ValueError: in the middle" in caplog.text
 
 
@@ -786,10 +785,10 @@ async def test_a_sequence_of_events_becomes_server_sent_events() -> None:
         for n in range(3):
             yield Event({"n": n}, {"event": "tick"})
 
-    async with serving(answers(three, routes=[{"route": "GET /", "reply": "sse"}])) as served:
-        async with served.http.get(served.url) as got:
-            assert got.headers["content-type"] == "text/event-stream"
-            blocks = (await got.text()).strip().split("\n\n")
+    flow = answers(three, routes=[{"route": "GET /", "reply": "sse"}])
+    async with serving(flow) as served, served.http.get(served.url) as got:
+        assert got.headers["content-type"] == "text/event-stream"
+        blocks = (await got.text()).strip().split("\n\n")
     assert [block.split("\n")[-1] for block in blocks] == ['data: {"n":0}', 'data: {"n":1}', 'data: {"n":2}']
     assert all(block.startswith("event: tick\nid: ") for block in blocks)
 
@@ -817,7 +816,7 @@ async def test_answers_for_a_client_that_does_not_read_are_given_up_beyond_the_b
 
     flow = answers(flood, routes=[{"route": "GET /", "reply": "stream"}], backlog=10)
     async with serving(flow) as served:
-        reader, writer = await asyncio.open_connection(*served.address)
+        _reader, writer = await asyncio.open_connection(*served.address)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         async with asyncio.timeout(20):
             while served.director.statistics().open or not served.director.statistics().admitted:
