@@ -24,7 +24,8 @@ class Request(Tracked, gc=False, eq=False):
     Splits and copies of the event keep this very slot, so an event shows by its receipt whose it is.
 
     Attributes:
-        asker: Who waits.
+        asker: Who waits; None once all is settled. Events are not seen by the garbage collector, so whoever asked
+            must not be kept by one.
         answered: An answer was taken.
     """
 
@@ -42,13 +43,13 @@ class Request(Tracked, gc=False, eq=False):
     def close(self) -> None:
         assert self.origin is not None
         self.origin.settle(self.fate or "dropped", 1, self.reason)
-        settled, self.settled = self.settled, None
+        settled, self.settled, self.asker = self.settled, None, None
         if settled is not None:
             settled(self)
 
     def answer(self, reply: object) -> bool | None:
-        asker: Asker = self.asker
-        if asker.over or asker.gone or (self.answered and not asker.many):
+        asker: Asker | None = self.asker
+        if asker is None or asker.over or asker.gone or (self.answered and not asker.many):
             return False
         if asker.take(reply):  # type: ignore[arg-type]
             self.answered = True
@@ -91,9 +92,9 @@ def attended(handle: Callable[[Event[Any]], Awaitable[Any]]) -> Callable[[Event[
 
     async def attend(event: Event[Any]) -> Any:
         request = event._receipt
-        if type(request) is not Request:
+        asker: Asker | None = request.asker if type(request) is Request else None
+        if asker is None:
             return await handle(event)
-        asker: Asker = request.asker
         if asker.gone:
             return GONE
         task = asyncio.current_task()
@@ -133,13 +134,14 @@ def one_by_one(
         waits: list[Awaitable[None]] = []
         for event in batch:
             request = event._receipt
-            if type(request) is not Request:
+            asker: Asker | None = request.asker if type(request) is Request else None
+            if asker is None:
                 wait = target([event])
-            elif request.asker.gone:
+            elif asker.gone:
                 drop([event], "cancelled")
                 continue
             else:
-                token = CURRENT.set(request.asker)
+                token = CURRENT.set(asker)
                 try:
                     wait = target([event])
                 finally:

@@ -107,7 +107,8 @@ class _Asked(Asker):
         if "connection" in reply.headers:
             self.connection.site.push(reply)
         else:
-            self.connection.put(_frame(reply, self.connection.site.show_errors))
+            connection = self.connection
+            connection.put(_frame(reply, connection.endpoint.codec, connection.site.show_errors))
         return True
 
     def settled(self, slot: Slot) -> None:
@@ -142,7 +143,7 @@ class Sockets:
             TooSlow: A connection does not read, and has been closed for it. The others got the event.
         """
         wanted = event.headers["connection"]
-        frame = _frame(event, self._site.show_errors)
+        frames = {codec: _frame(event, codec, self._site.show_errors) for codec in ("json", "text")}
         if wanted == "*":
             targets = list(self._open.values())
         else:
@@ -154,7 +155,7 @@ class Sockets:
         slow: TooSlow | None = None
         for connection in targets:
             try:
-                connection.put(frame)
+                connection.put(frames[connection.endpoint.codec])
             except TooSlow as error:
                 slow = error
         if slow is not None and wanted != "*":
@@ -285,12 +286,15 @@ class Sockets:
                 await asyncio.wait(pending)
 
 
-def _frame(event: Event[Any], show_errors: bool) -> str | bytes:
-    """An event as a message: text and bytes as they are, anything else as JSON; a failed one as its problem."""
+def _frame(event: Event[Any], codec: str, show_errors: bool) -> str | bytes:
+    """An event as a message: bytes as they are, text too where the codec is text, anything else as JSON.
+
+    A failed event is its problem details.
+    """
     if event.failures and "status" not in event.headers:
         return failed(event.failures[-1], None, show_errors).body.decode()
     data = event.data
-    if isinstance(data, str):
+    if codec == "text" and isinstance(data, str):
         return data
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes(data)
