@@ -8,6 +8,7 @@ it holds nothing) → *stopped* (what the deadline left is failed and named; `st
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import logging
 import signal
@@ -97,6 +98,7 @@ class Director:
         self._source_tasks: dict[str, asyncio.Task[Any]] = {}
         self._unfinished: set[str] = set()
         self._ended: asyncio.Event | None = None
+        self._context: contextvars.Context | None = None
         self._started = asyncio.Event()
         self._expired = asyncio.Event()
         self._forced_end = asyncio.Event()
@@ -132,6 +134,7 @@ class Director:
         self.phase = "starting"
         self._ended = asyncio.Event()
         self._started = asyncio.Event()
+        self._context = contextvars.copy_context()
         self._began = time.monotonic()
         for run in self.modules.values():
             for worker in run.workers:
@@ -253,7 +256,10 @@ class Director:
             self._ended.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work, name=f"furcula {name}")
+        # In the context of the start: workers are made as they are needed, and one that began in the middle of a request
+        # would be taken for that request's ever after.
+        context = self._context.copy() if self._context is not None else None
+        task = asyncio.get_running_loop().create_task(work, name=f"furcula {name}", context=context)
         self._tasks.add(task)
         task.add_done_callback(self._task_ended)
         return task
