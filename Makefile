@@ -7,17 +7,23 @@ BENCH ?=
 
 BIN := .venv/bin
 
-.PHONY: help demo test fuzz check docs bench bench-long clean
+.PHONY: help machine demo test fuzz soak check docs bench bench-long bench-http clean
 
 help:
+	@echo "make machine     install what the tests and benches need besides Python (Debian, as root)"
 	@echo "make demo        run examples/syslog.yaml, feed it 1,000 messages, show what comes out"
 	@echo "make test        run the tests"
 	@echo "make fuzz        5,000 random flows of each kind against the reference interpreter, some ten minutes"
+	@echo "make soak        100,000 HTTP requests, dropped, failed and abandoned; nothing may be left behind"
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make docs        write docs/modules.md, check the links of all pages, and run their code"
 	@echo "make bench       compare furcula with loops by hand and with other libraries (BENCH='--rows loop' for some)"
 	@echo "make bench-long  the same, and 20 million events to see that memory does not grow"
+	@echo "make bench-http  compare http.listen with a bare ASGI application, Starlette and FastAPI; needs wrk"
 	@echo "make clean       remove what these commands have made"
+
+machine:
+	@scripts/machine.sh
 
 demo: .venv/.with-all
 	@$(BIN)/python scripts/demo.py
@@ -27,6 +33,9 @@ test: .venv/.with-test
 
 fuzz: .venv/.with-test
 	FURCULA_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --timeout 3600 tests/engine/test_random_flows.py
+
+soak: .venv/.with-test
+	FURCULA_REQUESTS=100000 $(BIN)/python -m pytest --timeout 1800 tests/modules/http/test_life.py
 
 check: .venv/.with-check
 	$(BIN)/ruff check .
@@ -44,6 +53,9 @@ bench: .venv-bench/.with-bench
 
 bench-long: .venv-bench/.with-bench
 	.venv-bench/bin/python -m bench --long $(BENCH)
+
+bench-http: .venv-bench/.with-bench
+	.venv-bench/bin/python -m bench.http $(BENCH)
 
 clean:
 	rm -rf .venv .venv-bench out dist build .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -14,7 +14,7 @@ GUIDES = sorted((ROOT / "docs/moving").glob("*.md"))
 
 
 def blocks(guide: Path, language: str) -> str:
-    return "\n".join(re.findall(rf"```{language}\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL))
+    return "".join(re.findall(rf"```{language}\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL))
 
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:

@@ -188,7 +188,7 @@ async def test_a_file_that_cannot_be_rotated_grows_and_loses_nothing(
 
 def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="no codec"):
-        FileWrite(path="x", codec="xml")
+        FileWrite(path="x", codec="yaml")
     with pytest.raises(ValueError, match="keep"):
         FileWrite(path="x", keep=-1)
     with pytest.raises(ValueError, match="path"):

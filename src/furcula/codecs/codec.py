@@ -1,4 +1,4 @@
-"""Codecs by name: `json`, `msgpack`, `text`, `binary`. To add one, write its class and put it in `CODECS`."""
+"""Codecs by name: `json`, `msgpack`, `text`, `binary`, `xml`. To add one, write its class and put it in `CODECS`."""
 
 from __future__ import annotations
 
@@ -142,8 +142,20 @@ class Binary:
         return bytes(raw)
 
 
+def _xml(charset: str) -> Codec:
+    from furcula.codecs.xml import Xml  # needs a library that is not always there, and takes 10 ms
+
+    return Xml(charset)
+
+
 #: name -> class; made with the charset.
-CODECS: dict[str, Callable[[str], Codec]] = {"json": Json, "msgpack": Msgpack, "text": Text, "binary": Binary}
+CODECS: dict[str, Callable[[str], Codec]] = {
+    "json": Json,
+    "msgpack": Msgpack,
+    "text": Text,
+    "binary": Binary,
+    "xml": _xml,
+}
 
 
 def _is_utf8(charset: str) -> bool:

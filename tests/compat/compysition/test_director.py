@@ -411,9 +411,3 @@ def test_stop_drains_and_may_be_repeated() -> None:
     again = director.stop()
     assert again is not None
     assert again.admitted == statistics.admitted
-
-
-@pytest.mark.parametrize("name", ["WSGI", "WSGIServer", "BasicAuth", "Transformer"])
-def test_the_http_part_is_not_there_yet_and_says_so(name: str) -> None:
-    with pytest.raises(ImportError, match=f"has no {name} yet: it has the one-way part, and HTTP comes later"):
-        exec(f"from furcula.compat.compysition.module import {name}")

@@ -1,4 +1,4 @@
-"""The interface of Compysition, the one-way part: a Director, actors, and events. See `docs/moving/compysition.md`."""
+"""The interface of Compysition: a Director, actors, and events. See `docs/moving/compysition.md`."""
 
 from furcula.compat.compysition.actor import Actor
 from furcula.compat.compysition.director import Director

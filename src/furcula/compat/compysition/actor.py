@@ -12,9 +12,9 @@ from typing import Any, ClassVar, Self
 from furcula.compat.compysition.event import Event
 from furcula.compat.outgoing import Outgoing, Sent
 from furcula.event import Event as Carried
-from furcula.module import Context
+from furcula.module import Context, Source
 
-__all__ = ["Actor", "ActorLog"]
+__all__ = ["Actor", "ActorLog", "SourceActor"]
 
 #: Notes on an event between two modules: who sent it, after how many failures; and that it is a line of a log.
 _SENT_BY = "compysition.sent_by"
@@ -144,6 +144,19 @@ class Actor:
 
     def post_hook(self) -> None:
         """Called when the flow has drained."""
+
+
+class SourceActor(Actor):
+    """Base of modules that make events."""
+
+    def source(self) -> type[Source]:
+        """What stands for it in a flow."""
+        raise NotImplementedError(f"{type(self).__name__} has no source")
+
+    def sign(self, carried: Carried[Any]) -> Carried[Any]:
+        """Note on an event that it comes from here. Returns the event."""
+        carried.scratch[_SENT_BY] = (self.name, len(carried.failures))
+        return carried
 
 
 async def _quietly(work: Awaitable[Any]) -> Any:

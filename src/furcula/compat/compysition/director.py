@@ -8,8 +8,7 @@ import signal
 import threading
 from typing import Any, TypeVar
 
-from furcula.compat.compysition.actor import LOG_LINE, Actor
-from furcula.compat.compysition.module import EventGenerator
+from furcula.compat.compysition.actor import LOG_LINE, Actor, SourceActor
 from furcula.compat.handler import handler
 from furcula.engine.director import Director as Engine
 from furcula.engine.statistics import Statistics
@@ -68,7 +67,7 @@ class Director:
         actor = kind(name, *args, **kwargs)
         actor.name = name
         options = Options.of(**actor.options)
-        if isinstance(actor, EventGenerator):
+        if isinstance(actor, SourceActor):
             self.flow.put(actor.source(), name, options=options)
         else:
             self.flow.put(handler(actor, actor.consume), name, options=options)

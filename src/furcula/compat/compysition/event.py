@@ -38,6 +38,10 @@ class Event:
         event._carried = carried
         return event
 
+    def view(self) -> Carried[Any]:
+        """The event that this one is a view of, for modules of furcula's own: what they change is changed here."""
+        return self._carried
+
     def carried(self) -> Carried[Any]:
         """A copy that can be sent. It shares nothing with this event, which may be changed and sent again."""
         event_id, meta_id = self.event_id, self.meta_id

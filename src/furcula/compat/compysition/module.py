@@ -1,11 +1,15 @@
-"""Compysition's ready-made modules, those of the one-way part: a generator of events, and one that prints."""
+"""Compysition's ready-made modules.
+
+Those for HTTP and XML need libraries of their own, and are loaded when they are asked for.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from furcula.compat.compysition.actor import Actor
+from furcula.compat.compysition.actor import Actor, SourceActor
 from furcula.compat.compysition.event import Event
 from furcula.compat.printed import print_line
 from furcula.event import Event as Carried
@@ -13,10 +17,15 @@ from furcula.module import Context, Source
 from furcula.modules.timing import Interval
 from furcula.options import Duration
 
-__all__ = ["STDOUT", "EventGenerator", "TestEvent"]
+if TYPE_CHECKING:
+    from furcula.compat.compysition.basic_auth import BasicAuth
+    from furcula.compat.compysition.transformer import Transformer
+    from furcula.compat.compysition.wsgi import WSGI, WSGIServer
+
+__all__ = ["STDOUT", "WSGI", "BasicAuth", "EventGenerator", "TestEvent", "Transformer", "WSGIServer"]
 
 
-class EventGenerator(Actor):
+class EventGenerator(SourceActor):
     """Make an event every so often, the first at once. Does not drift.
 
     Override `generate` to say what stands in it.
@@ -39,7 +48,6 @@ class EventGenerator(Actor):
         return Event(self.data)
 
     def source(self) -> type[Source]:
-        """What stands for it in a flow."""
         attributes = {"subject": self, "ports": staticmethod(lambda: {"outboxes": None})}
         return type(type(self).__name__, (_Generating,), attributes)
 
@@ -90,12 +98,11 @@ class _Generating(Source):
         self.subject.closed()
 
 
-_LATER = ("WSGI", "WSGIServer", "BasicAuth", "Transformer")
+#: Those that need more than furcula itself -> where they are.
+_ELSEWHERE = {"BasicAuth": "basic_auth", "Transformer": "transformer", "WSGI": "wsgi", "WSGIServer": "wsgi"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        raise ImportError(
-            f"furcula.compat.compysition has no {name} yet: it has the one-way part, and HTTP comes later"
-        )
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(f"furcula.compat.compysition.{_ELSEWHERE[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

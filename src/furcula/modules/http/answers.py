@@ -32,7 +32,7 @@ _FRAMING: Final = frozenset(("content-length", "transfer-encoding", "connection"
 _DROPPED: Final = {"overflow": 503, "throttled": 429, "unconnected": 501}
 
 
-class Response(msgspec.Struct, gc=False):
+class Response(msgspec.Struct):
     """An answer.
 
     Attributes:

@@ -250,8 +250,11 @@ class Site:
                 if exchange is not None:
                     response.headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
                 if self._plain and response.stream is None and len(response.body) < self._least_gzip:
-                    await send({"type": "http.response.start", "status": response.status, "headers": response.headers})
-                    await send({"type": "http.response.body", "body": response.body})
+                    respond = scope.get("furcula.respond")  # our own server's way
+                    if respond is None or not respond(response):
+                        start = {"status": response.status, "headers": response.headers}
+                        await send({"type": "http.response.start", **start})
+                        await send({"type": "http.response.body", "body": response.body})
                 else:
                     await self._send(scope, response, exchange, fields, receive, send)
             if began:

@@ -12,6 +12,7 @@ used. What this file adds to it:
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
@@ -32,7 +33,7 @@ from furcula.options import Secret, convert_value
 try:
     import httptools
     from uvicorn.config import Config
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
     from uvicorn.server import ServerState
 except ImportError:
     raise MissingExtra("http.listen", "http") from None
@@ -110,6 +111,7 @@ class _Protocol(HttpToolsProtocol):
 
     def __init__(self, server: Server):
         super().__init__(server.config, server.state, {}, server.loop)
+        self._server = server
         self._limits = server.limits
         self._refusing = server.refusing
         # Bytes since the request that is coming in began, and when that was; 0: none is coming in.
@@ -171,6 +173,8 @@ class _Protocol(HttpToolsProtocol):
                     self.app = usual
                 return
         super().on_headers_complete()
+        # The application's task begins a turn later, and finds there how to answer this very request at once.
+        self.scope["furcula.respond"] = functools.partial(self.respond, self.cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_message_complete(self) -> None:
         self._bytes = 0
@@ -182,6 +186,35 @@ class _Protocol(HttpToolsProtocol):
         super().on_response_complete()
         if self.since and not self._in_head:  # the answer came before the body: from here on it is swallowed
             self.flow.resume_reading()
+
+    def respond(self, cycle: RequestResponseCycle, response: Response) -> bool:
+        """Write a whole answer at once, if that can be done now.
+
+        By ASGI, head and body are two messages, and so two writes: on loopback the second one costs 12 us of the 40
+        that a request takes. This does to uvicorn's request what its `send` does with both.
+
+        Returns:
+            False: it cannot; answer by ASGI's messages.
+        """
+        if cycle.response_started or self.flow.write_paused or cycle.disconnected:
+            return False
+        status = response.status
+        parts = [STATUS_LINE[status], self._server.date]
+        for name, value in response.headers:
+            parts += (name, b": ", value, b"\r\n")
+        if not cycle.keep_alive:
+            parts.append(b"connection: close\r\n")
+        parts.append(b"\r\n")
+        if response.body and cycle.scope["method"] != "HEAD":
+            parts.append(response.body)
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        self.transport.write(b"".join(parts))
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self.transport.close()
+        cycle.on_response()
+        return True
 
     # ------------------------------------------------------------------ refusing
 
@@ -255,6 +288,8 @@ class Server:
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self._unlink: str | None = None
+        #: The field that stands on every answer.
+        self.date = b""
         # A refused request is answered to the client. The process's log is for what an operator can mend.
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
 
@@ -298,7 +333,9 @@ class Server:
         return [name[:2] if isinstance(name, tuple) else name for name in names]
 
     def _tick(self) -> None:
-        self.state.default_headers = [(b"date", formatdate(time.time(), usegmt=True).encode("ascii"))]
+        date = formatdate(time.time(), usegmt=True).encode("ascii")
+        self.state.default_headers = [(b"date", date)]
+        self.date = b"date: " + date + b"\r\n"
         now = self.loop.time()
         for connection in tuple(self.state.connections):
             if isinstance(connection, _Protocol):

@@ -1,0 +1,1 @@
+"""http.listen against what it could be instead: `make bench-http`."""
