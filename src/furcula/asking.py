@@ -1,22 +1,19 @@
 """Who asks: the contract between a source that answers (`http.listen`) and the engine that brings the answer back.
 
 A source admits a request with `context.ask(event, asker)`. Whatever descends from that event and reaches the source's
-own inbox is given to `asker.take`; when nothing can come any more `asker.settled` is told. `CURRENT` is the asker whose
-event is being handled, so that every line logged meanwhile can name the request.
+own inbox is given to `asker.take`; when nothing can come any more `asker.settled` is told.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Mapping
-from contextvars import ContextVar
 from typing import Any
 
 from furcula.event import Event
 from furcula.receipt import Slot
 
-__all__ = ["CURRENT", "Asker", "Correlation"]
+__all__ = ["Asker"]
 
 
 class Asker:
@@ -76,23 +73,3 @@ class Asker:
         """For the engine: it has ended."""
         if self._running is not None:
             self._running.remove(task)
-
-
-#: Whose event is being handled in this context, or None.
-CURRENT: ContextVar[Asker | None] = ContextVar("furcula asker", default=None)
-
-
-class Correlation(logging.Filter):
-    """Gives each log record `request_id`, `traceparent` and `request` (` [request ...]`), empty where there is none.
-
-    Add it to a handler: `handler.addFilter(Correlation())`. The command line's own handler has it.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        asker = CURRENT.get()
-        notes = asker.notes if asker is not None else {}
-        request_id, traceparent = notes.get("request_id", ""), notes.get("traceparent", "")
-        trace = f" trace {traceparent}" if traceparent else ""
-        request = f" [request {request_id}{trace}]" if request_id else ""
-        record.__dict__.update(request_id=request_id, traceparent=traceparent, request=request)
-        return True

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import click
 
+from furcula.correlation import Correlation
 from furcula.errors import ConfigurationError, FurculaError
 
 __all__ = ["FAILED", "INTERRUPTED", "REFUSED", "Command", "ending", "say"]
@@ -38,7 +39,7 @@ class Command(click.Command):
         super().__init__(*args, **settings)
         levels = click.Choice(_LEVELS, case_sensitive=False)
         self.params += [
-            click.Option(["--log-level"], type=levels, default="warning", help="What to log on stderr."),
+            click.Option(["--log-level"], type=levels, default="info", help="What to log on stderr."),
             click.Option(["-v", "--traceback"], is_flag=True, help="Show the traceback of an error."),
         ]
 
@@ -81,13 +82,13 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 class _Line(logging.Formatter):
-    """`12:30:01 WARNING orders/price: …`, with the flow and the module where the record has them."""
+    """`12:30:01 WARNING orders/price: … [request 7]`: flow, module and request where the record has them."""
 
     def format(self, record: logging.LogRecord) -> str:
         flow, place = getattr(record, "flow", ""), getattr(record, "furcula_module", "")
         where = "/".join(part for part in (flow, place) if part) or record.name
         time = self.formatTime(record, "%H:%M:%S")
-        text = f"{time} {record.levelname} {where}: {record.getMessage()}"
+        text = f"{time} {record.levelname} {where}: {record.getMessage()}{getattr(record, 'request', '')}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return text
@@ -99,5 +100,6 @@ def _log_to_stderr(level: str) -> None:
     if not any(isinstance(handler, _Stderr) for handler in logger.handlers):
         handler = _Stderr()
         handler.setFormatter(_Line())
+        handler.addFilter(Correlation())
         logger.addHandler(handler)
         logger.propagate = False

@@ -256,8 +256,8 @@ class Director:
             self._ended.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        # In the context of the start: workers are made as they are needed, and one that began in the middle of a request
-        # would be taken for that request's ever after.
+        # In the context of the start: workers are made as they are needed, and one that began in the middle of a
+        # request would be taken for that request's ever after.
         context = self._context.copy() if self._context is not None else None
         task = asyncio.get_running_loop().create_task(work, name=f"furcula {name}", context=context)
         self._tasks.add(task)

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from furcula.asking import CURRENT, Asker
+from furcula.asking import Asker
+from furcula.correlation import CURRENT
 from furcula.engine.outcome import Dropped
 from furcula.engine.outlets import Batch, all_of
 from furcula.errors import Unanswered

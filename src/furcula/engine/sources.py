@@ -13,7 +13,8 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterat
 from time import perf_counter
 from typing import Any
 
-from furcula.asking import CURRENT, Asker
+from furcula.asking import Asker
+from furcula.correlation import CURRENT
 from furcula.engine.caught import warn_held
 from furcula.engine.counters import HELD_LOOP_S, Counters, Pace, TimeSlice
 from furcula.engine.outcome import Failed, Outcomes

@@ -571,7 +571,7 @@ async def test_an_event_that_nobody_asked_for_fails_and_says_so(caplog: pytest.L
 
 
 async def test_the_request_id_and_the_trace_go_along_into_every_log_line(caplog: pytest.LogCaptureFixture) -> None:
-    from furcula.asking import Correlation
+    from furcula.correlation import Correlation
 
     log = logging.getLogger("shop")
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -693,9 +693,9 @@ async def test_a_unix_socket_serves_too_and_a_stale_one_is_replaced(tmp_path: Pa
     stale.bind(str(path))
     stale.close()
     flow = answers(lambda event: Event("local"), port=None, unix=str(path))
-    async with serving(flow), aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http:
-        async with http.get("http://localhost/") as got:
-            assert await got.text() == "local"
+    client = aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path)))
+    async with serving(flow), client as http, http.get("http://localhost/") as got:
+        assert await got.text() == "local"
     assert not path.exists()
 
 
