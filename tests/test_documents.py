@@ -135,6 +135,18 @@ def test_the_readme_shows_the_examples_as_they_are() -> None:
         assert shown in readme, f"README.md does not show examples/{file} as it is"
 
 
+def test_the_readme_shows_the_full_circle_as_it_is_and_what_it_really_answers() -> None:
+    """The commands and answers on the example's own page are run by its test."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert (ROOT / "examples" / "circle" / "circle.yaml").read_text(encoding="utf-8").strip() in readme
+    own = (ROOT / "examples" / "circle" / "README.md").read_text(encoding="utf-8")
+    (shown,) = [block.text for block in blocks_of(ROOT / "README.md") if "curl" in block.text]
+    exchanges = [said for said in re.split(r"^(?=\$ )", shown, flags=re.MULTILINE) if "curl" in said]
+    assert len(exchanges) == 2
+    for said in exchanges:
+        assert said in own
+
+
 def test_the_page_of_modules_says_what_their_code_says() -> None:
     command = [sys.executable, "scripts/modules_page.py", "--print"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=LIMIT_S).stdout

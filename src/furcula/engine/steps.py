@@ -166,12 +166,17 @@ class EventStep(_Synchronous):
         seconds = perf_counter() - began
         counters.held -= 1
         counters.busy_s += seconds
-        counters.histogram[min(int(seconds * 1e9).bit_length(), 47)] += 1
+        counters.histogram[int(seconds * 1e9).bit_length()] += 1
         if seconds > HELD_LOOP_S:
             warn_held(self.outcomes.name, counters, 1, seconds)
+        outcomes = self.outcomes
         if result is event:
-            return self.outcomes.same(batch)
-        return self.outcomes.sort_out(batch, [result])
+            main = outcomes.main
+            if main is None:
+                return outcomes.same(batch)
+            counters.sent += 1
+            return main.push(batch)
+        return outcomes.sort_out(batch, [result])
 
     def accept(self, batch: Batch) -> Awaitable[None] | None:
         originals = None

@@ -154,6 +154,8 @@ class Site:
             if len(fields) != len(raw):
                 fields = _joined(raw)
             accept = fields.get("accept")
+            if accept is not None and len(accept) > media.LONGEST:
+                accept = None
             method = scope["method"]
             path = scope["path"]
             root = scope.get("root_path", "")
@@ -200,6 +202,8 @@ class Site:
                 length = fields.get("content-length")
                 if (length is not None and length != "0") or "transfer-encoding" in fields:
                     content_type = fields.get("content-type")
+                    if content_type is not None and len(content_type) > media.LONGEST:
+                        raise BadRequest(f"the Content-Type has more than {media.LONGEST} characters")
                     if endpoint.accepts is not None:
                         media.check_taken(content_type, endpoint.accepts)
                     if length is not None and len(length) > 6 and int(length) > endpoint.max_body:
@@ -350,7 +354,7 @@ class Site:
         receive: Receive,
         send: Send,
     ) -> None:
-        accept = fields.get("accept")
+        accept = exchange.accept if exchange is not None else None
         reply = exchange.endpoint.reply if exchange is not None else "first"
         sse = reply == "sse" or media.wants(accept, media.SSE)
         task = asyncio.current_task()
@@ -437,7 +441,9 @@ async def _compressed(response: Response, accepted: str) -> bytes:
     if not plain.startswith(_TEXTUAL) or any(name == b"content-encoding" for name, _ in headers):
         return body
     headers.append((b"vary", b"accept-encoding"))
-    if media.choose(accepted, ("gzip",)) is None or not accepted or response.status == 206:
+    if not accepted or len(accepted) > media.LONGEST or response.status == 206:
+        return body
+    if media.choose(accepted, ("gzip",)) is None:
         return body
     if len(body) > _GZIP_IN_THREAD:
         packed = await asyncio.to_thread(gzip.compress, body, 5, mtime=0)

@@ -11,7 +11,20 @@ from furcula.codecs import codec
 from furcula.errors import InputError, nearest
 from furcula.statuses import NotAcceptable, UnsupportedMediaType
 
-__all__ = ["FORM", "JSON", "MULTIPART", "SSE", "choose", "decode", "encode", "essence", "media_types", "takes", "wants"]
+__all__ = [
+    "FORM",
+    "JSON",
+    "LONGEST",
+    "MULTIPART",
+    "SSE",
+    "choose",
+    "decode",
+    "encode",
+    "essence",
+    "media_types",
+    "takes",
+    "wants",
+]
 
 JSON: Final = "application/json"
 MSGPACK: Final = "application/msgpack"
@@ -34,6 +47,9 @@ NAMES: Final[Mapping[str, str]] = {
     "bytes": BYTES,
     "sse": SSE,
 }
+
+#: A longer Accept or Content-Type comes from nobody who means well. What is made of shorter ones is remembered.
+LONGEST: Final = 500
 
 _ALIASES: Final = {
     "text/xml": XML,
@@ -155,12 +171,18 @@ def encode(data: Any, accept: str | None, produces: tuple[str, ...] | None) -> t
     """
     if accept is None and produces is None:
         return JSON, _json.encode(data)
+    kind, write = _form(accept, produces)
+    return kind, write(data)
+
+
+@functools.lru_cache(512)
+def _form(accept: str | None, produces: tuple[str, ...] | None) -> tuple[str, Callable[[Any], bytes]]:
     encoders = _encoders()
     offered = tuple(encoders) if produces is None else tuple(one for one in produces if canonical(one) in encoders)
     kind = choose(accept, offered or (JSON,))
     if kind is None:
         raise NotAcceptable(f"the answer can be given as {', '.join(offered or (JSON,))}")
-    return kind, encoders[canonical(kind)](data)
+    return kind, encoders[canonical(kind)]
 
 
 # ------------------------------------------------------------------ Accept
