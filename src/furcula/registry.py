@@ -21,14 +21,25 @@ ENTRY_POINTS = "furcula.modules"
 
 #: kind -> `package.module:Class`
 BUILT_IN: dict[str, str] = {
+    "auth.basic": "furcula.modules.auth.basic:Basic",
+    "auth.bearer": "furcula.modules.auth.bearer:Bearer",
+    "auth.key": "furcula.modules.auth.key:Key",
+    "auth.signature": "furcula.modules.auth.signature:Signature",
     "count": "furcula.modules.plain:Count",
     "cron": "furcula.modules.timing:Cron",
     "file.read": "furcula.modules.file:FileRead",
     "file.write": "furcula.modules.file:FileWrite",
     "generate": "furcula.modules.timing:Generate",
+    "http.files": "furcula.modules.http.files:Files",
+    "http.limit": "furcula.modules.http.limit:Limit",
     "http.listen": "furcula.modules.http.listen:HttpListen",
+    "http.method": "furcula.modules.http.method:Method",
+    "http.poll": "furcula.modules.http.poll:Poll",
+    "http.reply": "furcula.modules.http.reply:Reply",
+    "http.request": "furcula.modules.http.request:Request",
     "inlet": "furcula.modules.plain:Inlet",
     "interval": "furcula.modules.timing:Interval",
+    "json.validate": "furcula.modules.json_validate:JsonValidate",
     "log": "furcula.modules.plain:Log",
     "match": "furcula.modules.match:Match",
     "modify": "furcula.modules.modify:Modify",
@@ -41,6 +52,11 @@ BUILT_IN: dict[str, str] = {
     "template": "furcula.modules.template:Template",
     "udp.listen": "furcula.modules.udp:UdpListen",
     "udp.send": "furcula.modules.udp:UdpSend",
+    "xml.match": "furcula.modules.xml.match:XmlMatch",
+    "xml.parse": "furcula.modules.xml.parse:XmlParse",
+    "xml.transform": "furcula.modules.xml.transform:XmlTransform",
+    "xml.validate": "furcula.modules.xml.validate:XmlValidate",
+    "xml.write": "furcula.modules.xml.write:XmlWrite",
 }
 
 
