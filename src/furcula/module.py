@@ -39,6 +39,7 @@ __all__ = [
     "bind_arguments",
     "data_type",
     "describe",
+    "holds_secret",
     "parameters",
     "types_meet",
 ]
@@ -442,7 +443,7 @@ def bind_arguments(
             values[name] = convert_value(value, parameter.type)
         except ValueError as error:
             message, _, path = str(error).partition(" - at `$")
-            shown = "a secret" if isinstance(value, Secret) or _is_secret(parameter.type) else repr(value)
+            shown = "a secret" if isinstance(value, Secret) or holds_secret(parameter.type) else repr(value)
             problems.append(ArgumentProblem(name, f"{message} (given {shown})", path.rstrip("`")))
     for name, parameter in known.items():
         if parameter.required and name not in arguments:
@@ -450,8 +451,13 @@ def bind_arguments(
     return values, problems
 
 
-def _is_secret(kind: Any) -> bool:
-    return any(isinstance(member, type) and issubclass(member, Secret) for member in _members(kind))
+def holds_secret(kind: Any) -> bool:
+    """May a value of this type be a secret, or have one inside?"""
+    if isinstance(kind, type) and not typing.get_args(kind):
+        if issubclass(kind, msgspec.Struct):
+            return any(holds_secret(field.type) for field in msgspec.structs.fields(kind))
+        return issubclass(kind, Secret)
+    return any(holds_secret(argument) for argument in typing.get_args(kind))
 
 
 def _signature_parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:

@@ -17,7 +17,7 @@ from furcula.config.variables import escape
 from furcula.errors import ConfigurationError, Problem
 from furcula.flow import FlowGraph
 from furcula.graph import Place, Route
-from furcula.module import parameters
+from furcula.module import holds_secret, parameters
 from furcula.options import Duration, Options, Retry, Secret, Size
 
 __all__ = ["dump"]
@@ -67,8 +67,8 @@ def _module(place: Place, problems: list[Problem]) -> dict[str, Any]:
         arguments = {}
         for argument, value in place.arguments.items():
             at = f"{path}.with.{argument}"
-            if kinds.get(argument) is Secret and isinstance(value, str):
-                value = value if isinstance(value, Secret) else Secret(value)
+            if argument in kinds and holds_secret(kinds[argument]):
+                value = place.bound.get(argument, value)  # converted: what is secret in it is a Secret
             try:
                 arguments[argument] = _plain(value, at)
             except TypeError as error:
@@ -152,7 +152,9 @@ def _plain(value: Any, path: str) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, msgspec.Struct):
-        return _plain(msgspec.to_builtins(value, enc_hook=lambda part: part), path)
+        # Part by part: msgspec would take a Secret for the str that it is.
+        parts = {field.encode_name: (getattr(value, field.name), field) for field in msgspec.structs.fields(value)}
+        return {name: _plain(part, f"{path}.{name}") for name, (part, field) in parts.items() if part != field.default}
     raise TypeError(f"{type(value).__name__} cannot be written in YAML")
 
 

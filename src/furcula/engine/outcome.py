@@ -402,7 +402,10 @@ class Outcomes:
         if number > 10 and number & (number - 1):
             return
         earlier = "".join(f" (before that: {f.module}: {f.type}: {f.message})" for f in event.failures[-1:])
-        _log.error(
+        # Who is refused with a 401 or a 404 is told so; nothing of ours is out of order.
+        refused = failure.status is not None and failure.status < 500
+        _log.log(
+            logging.INFO if refused else logging.ERROR,
             "%s failed on event %s, and nothing catches it: %s: %s%s [failure %d here]%s",
             self.name,
             event.id,

@@ -864,3 +864,42 @@ async def test_a_request_that_the_deadline_of_a_stop_overtakes_is_a_503() -> Non
         await served.director.stop("20ms")
         async with await asked as got:
             assert got.status == 503
+
+
+async def test_a_stream_of_known_length_says_it_and_a_head_request_hears_it_too() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"ab"
+        yield b"c"
+
+    def handle(event: Event) -> Event:
+        return Event(chunks(), {"response": {"content-length": "3", "content-type": "text/plain"}})
+
+    async with serving(answers(handle)) as served:
+        async with served.http.get(served.url) as got:
+            assert (got.headers["content-length"], await got.text()) == ("3", "abc")
+        async with served.http.head(served.url) as got:
+            assert (got.headers["content-length"], await got.text()) == ("3", "")
+
+
+async def test_an_answer_with_a_strong_etag_is_not_compressed() -> None:
+    def handle(event: Event) -> Event:
+        return Event("x" * 5000, {"response": {"etag": event.headers["query"]["tag"]}})
+
+    async with serving(answers(handle)) as served:
+        for tag, encoding in (("%22a%22", None), ("W/%22a%22", "gzip")):
+            async with served.http.get(f"{served.url}/?tag={tag}", headers={"Accept-Encoding": "gzip"}) as got:
+                assert got.headers.get("content-encoding") == encoding
+
+
+async def test_who_is_refused_is_no_error_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    def handle(event: Event) -> Event:
+        raise NotFound if event.headers["path"] == "/missing" else ValueError
+
+    async with serving(answers(handle)) as served:
+        await served.text("GET", "/missing")
+        await served.text("GET", "/broken")
+    levels = {record.levelname: record.getMessage() for record in caplog.records if "failed on" in record.getMessage()}
+    assert "NotFound" in levels["INFO"]
+    assert "ValueError" in levels["ERROR"]

@@ -90,6 +90,9 @@ def answer(
     if status in (204, 304):
         return Response(status, listed)
     if _is_stream(data):
+        length = said.get("content-length") if isinstance(said, Mapping) else None
+        if isinstance(length, int | str) and str(length).isdigit():  # of a stream, only the module knows it
+            listed.append((b"content-length", str(length).encode("ascii")))
         return Response(status, listed, stream=data)
     body, content = _body(data, named, accept, produces)
     if content is not None:

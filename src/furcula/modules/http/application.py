@@ -199,6 +199,8 @@ class Site:
                 if "traceparent" in fields and _TRACE.fullmatch(fields["traceparent"]):
                     headers["traceparent"] = exchange.trace = fields["traceparent"]
                 data: Any = None
+                if self.settings.raw_body:
+                    headers["body"] = b""
                 length = fields.get("content-length")
                 if (length is not None and length != "0") or "transfer-encoding" in fields:
                     content_type = fields.get("content-type")
@@ -247,7 +249,7 @@ class Site:
             self.active -= 1
             raise
         except Exception:
-            self.context.log.exception("http: a request to %s broke the listener", scope.get("path"))
+            self.context.log.exception("http: a request to %s broke the listener", path_shown(scope))
             response = problem(500, {}, {}, accept)
         try:
             if response is not None:
@@ -263,6 +265,11 @@ class Site:
                     await self._send(scope, response, exchange, fields, receive, send)
             if began:
                 self._log_access(scope, response, exchange, time.perf_counter() - began)
+        except _Aborted:
+            raise
+        except Exception:
+            self.context.log.exception("http: an answer to %s could not be sent", path_shown(scope))
+            raise
         finally:
             self.active -= 1
             if not self.active:
@@ -365,7 +372,7 @@ class Site:
         try:
             await send_stream(response, send=send, receive=receive, head=scope["method"] == "HEAD", wants_sse=sse)
         except StreamBroke as error:
-            self.context.log.error("http: the stream for %s broke: %s", scope["path"], error)
+            self.context.log.error("http: the stream for %s broke: %s", path_shown(scope), error)
             raise _Aborted from None
         finally:
             streams.discard(task)
@@ -373,7 +380,7 @@ class Site:
     def _log_access(self, scope: Message, response: Response | None, exchange: Exchange | None, seconds: float) -> None:
         status = response.status if response is not None else "left"
         request = f" [request {exchange.request_id}]" if exchange is not None else ""
-        path = scope["path"].encode("unicode_escape").decode("ascii")
+        path = path_shown(scope)
         self.context.log.info("%s %s %s %.1f ms%s", scope["method"], path, status, seconds * 1000, request)
 
     # ------------------------------------------------------------------ its end
@@ -404,6 +411,12 @@ class Site:
         for room in self._no_room.values():
             room.cancel()
         self._no_room.clear()
+
+
+def path_shown(scope: Message) -> str:
+    """The path as it may stand in a log line, where a line break would forge another one."""
+    path: str = scope["path"]
+    return path.encode("unicode_escape").decode("ascii")
 
 
 class _Aborted(Exception):
@@ -438,10 +451,13 @@ async def _compressed(response: Response, accepted: str) -> bytes:
     headers, body = response.headers, response.body
     kind = next((value for name, value in headers if name == b"content-type"), b"").decode("latin-1")
     plain = media.canonical(media.essence(kind)[0])
-    if not plain.startswith(_TEXTUAL) or any(name == b"content-encoding" for name, _ in headers):
+    if not plain.startswith(_TEXTUAL) or response.status == 206:
+        return body
+    # A strong ETag stands for these very bytes.
+    if any(name == b"content-encoding" or (name == b"etag" and value[:2] != b"W/") for name, value in headers):
         return body
     headers.append((b"vary", b"accept-encoding"))
-    if not accepted or len(accepted) > media.LONGEST or response.status == 206:
+    if not accepted or len(accepted) > media.LONGEST:
         return body
     if media.choose(accepted, ("gzip",)) is None:
         return body

@@ -32,13 +32,13 @@ class Cors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @classmethod
     def of(cls, spec: Any) -> Cors | None:
         """Raises ValueError with what is wrong."""
-        if spec is None or isinstance(spec, Cors):
-            return spec
+        if spec is None:
+            return None
         if isinstance(spec, str):
             spec = {"origins": [spec]}
         if isinstance(spec, list):
             spec = {"origins": spec}
-        made: Cors = convert_value(spec, cls)
+        made: Cors = spec if isinstance(spec, Cors) else convert_value(spec, cls)
         if "*" in made.origins and (made.credentials or len(made.origins) > 1):
             raise ValueError("cors: '*' stands alone, and not with `credentials`: name the origins")
         for origin in made.origins:

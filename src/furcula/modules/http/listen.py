@@ -82,7 +82,7 @@ class HttpListen(Source):
         host: str = LOOPBACK,
         unix: str | None = None,
         fd: int | None = None,
-        tls: dict[str, Any] | None = None,
+        tls: Tls | None = None,
         routes: list[Any] | None = None,
         base: str = "",
         accepts: list[str] | None = None,
@@ -98,7 +98,7 @@ class HttpListen(Source):
         raw_body: bool = False,
         show_errors: bool = False,
         gzip: Size = Size(1024),  # noqa: B008
-        cors: Any = None,
+        cors: Cors | list[str] | str | None = None,
         upload_memory: Size = Size("1MB"),  # noqa: B008
         upload_folder: str | None = None,
         backlog: int = 1000,
@@ -121,7 +121,7 @@ class HttpListen(Source):
                 raise ValueError(f"{name}: must be 1 or more")
         self._where: Address | str | int = unix or (fd if fd is not None else Address(host, port or 0))
         self._placed = bool(given)
-        self._tls = Tls.of(tls)
+        self._tls = tls
         self._routes = table_of(routes)
         self._base = base
         Routes(base, [(route, None) for route in self._routes])  # for what it finds wrong

@@ -28,7 +28,7 @@ import msgspec
 from furcula.errors import FurculaError, MissingExtra
 from furcula.modules.address import Address
 from furcula.modules.http.answers import Response, problem
-from furcula.options import Secret, convert_value
+from furcula.options import Secret
 
 try:
     import httptools
@@ -62,10 +62,6 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str | None = None
     password: Secret | None = None
     client_ca: str | None = None
-
-    @classmethod
-    def of(cls, spec: Any) -> Tls | None:
-        return spec if spec is None or isinstance(spec, Tls) else convert_value(spec, cls)
 
     def context(self, folder: Path) -> ssl.SSLContext:
         made = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -290,8 +286,8 @@ class Server:
         self._unlink: str | None = None
         #: The field that stands on every answer.
         self.date = b""
-        # A refused request is answered to the client. The process's log is for what an operator can mend.
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+        # What breaks in the application is logged there, with the flow and the request; uvicorn would say it again.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     # ------------------------------------------------------------------ opening
 
