@@ -382,3 +382,139 @@ def test_pythons_own_client_with_malformed_requests_is_answered() -> None:
             await still_served(served)
 
     asyncio.run(work())
+
+
+# ------------------------------------------------------------------ several requests on one connection
+
+
+async def talk(served: Served, *pieces: bytes, limit_s: float = 10) -> bytes:
+    """Send pieces, and read until the connection is closed."""
+    reader, writer = await asyncio.open_connection(*served.address)
+    try:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+        async with asyncio.timeout(limit_s):
+            return await reader.read()
+    finally:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+
+async def test_trailers_are_no_header_fields_and_are_limited_like_them() -> None:
+    seen: list[dict[str, str]] = []
+
+    def handle(event: Event) -> Event:
+        seen.append(event.headers["request"])
+        return event
+
+    chunked = b"POST / HTTP/1.1\r\n" + CLOSE + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n"
+    async with serving(answers(handle, max_header="8KB")) as served:
+        assert status(await talk(served, chunked + b"X-Admin: yes\r\nCookie: a=b\r\n\r\n")) == 200
+        flood = b"".join(b"X-%d: %s\r\n" % (n, b"y" * 100) for n in range(200))
+        assert status(await served.raw(chunked + flood + b"\r\n")) in (431, 0)
+    assert "x-admin" not in seen[0]
+    assert "cookie" not in seen[0]
+
+
+async def test_a_slow_request_behind_a_whole_one_is_timed_too() -> None:
+    async with serving(answers(slow="200ms")) as served:
+        whole = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        for slow in (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc", b"GET / HTTP/1.1\r\nHo"):
+            raw = await talk(served, whole + slow)
+            assert STATUS.findall(raw) == [b"204", b"408"]
+
+
+async def test_a_broken_request_behind_others_does_not_take_their_answers() -> None:
+    go_on = asyncio.Event()
+
+    async def slow(event: Event) -> Event:
+        await go_on.wait()
+        return Event(event.headers["path"])
+
+    broken = b"POST /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n"
+    two = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with serving(answers(slow)) as served:
+        talking = asyncio.create_task(talk(served, two, broken))
+        while served.director.statistics().admitted < 1:
+            await asyncio.sleep(0)
+        go_on.set()
+        raw = await talking
+        assert STATUS.findall(raw) == [b"200", b"200"]
+        assert raw.endswith(b"/b")
+
+
+async def test_of_requests_in_a_row_those_of_a_client_that_left_are_cancelled() -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def stuck(event: Event) -> Event:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return event
+
+    async with serving(answers(stuck)) as served:
+        _, writer = await asyncio.open_connection(*served.address)
+        writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\nGET /b HTTP/1.1\r\nHost: x\r\n\r\n")
+        await started.wait()
+        writer.close()
+        async with asyncio.timeout(10):
+            await cancelled.wait()
+
+
+async def test_a_client_that_says_close_can_read_why_its_body_was_refused() -> None:
+    async with serving(answers(max_body="1KB")) as served:
+        head = b"POST / HTTP/1.1\r\n" + CLOSE + b"Content-Length: 3000000\r\n\r\n"
+        for _ in range(3):
+            assert status(await served.raw(head + b"x" * 3_000_000)) == 413
+
+
+async def test_a_refused_client_that_waits_for_leave_has_its_connection_closed() -> None:
+    """Whether a body or the next request comes, nobody could tell."""
+    async with serving(answers(routes=["GET /"])) as served:
+        request = b"POST /nope HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 40\r\n\r\n"
+        raw = await talk(served, request)
+        assert status(raw) == 404
+        assert b"connection: close" in raw
+
+
+async def test_an_upgrade_to_what_we_do_not_speak_is_answered_and_closed() -> None:
+    async with serving(answers()) as served:
+        raw = await talk(
+            served, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nGET / HTTP/1.1\r\n\r\n"
+        )
+        assert STATUS.findall(raw) == [b"204"]
+        assert b"connection: close" in raw
+
+
+async def test_a_websocket_behind_an_unanswered_request_is_not_opened() -> None:
+    async def slow(event: Event) -> Event:
+        await asyncio.sleep(0.05)
+        return Event("slow")
+
+    upgrade = (
+        b"GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    async with serving(answers(slow, routes=["GET /", "WS /ws"])) as served:
+        raw = await talk(served, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" + upgrade)
+        assert STATUS.findall(raw) == [b"200"]
+
+
+async def test_a_client_that_does_not_read_its_answer_is_given_up() -> None:
+    async with serving(answers(lambda event: Event("x" * 20_000_000), slow="200ms", gzip=0)) as served:
+        _, writer = await asyncio.open_connection(*served.address)
+        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        connections = served.listen._server.state.connections
+        async with asyncio.timeout(20):
+            while served.director.statistics().delivered < 1 or connections:
+                await asyncio.sleep(0.01)
+        writer.close()
+
+
+async def test_a_target_without_a_path_stands_for_the_root() -> None:
+    async with serving(answers(lambda event: Event(event.headers["path"]))) as served:
+        assert (await talk(served, b"GET http://x HTTP/1.1\r\n" + CLOSE + b"\r\n")).endswith(b"/")

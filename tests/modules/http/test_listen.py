@@ -903,3 +903,104 @@ async def test_who_is_refused_is_no_error_in_the_log(caplog: pytest.LogCaptureFi
     levels = {record.levelname: record.getMessage() for record in caplog.records if "failed on" in record.getMessage()}
     assert "NotFound" in levels["INFO"]
     assert "ValueError" in levels["ERROR"]
+
+
+async def test_a_preflight_is_answered_also_where_a_route_takes_every_method() -> None:
+    preflight = {"Origin": "https://shop.example", "Access-Control-Request-Method": "PUT"}
+    async with serving(answers(cors=["https://shop.example"])) as served:
+        async with served.http.options(f"{served.url}/x", headers=preflight) as got:
+            assert (got.status, "PUT" in got.headers["access-control-allow-methods"]) == (204, True)
+        async with served.http.options(f"{served.url}/x") as got:
+            assert got.status == 204
+    assert served.statistics.admitted == 1
+
+
+async def test_a_stream_that_cannot_begin_is_answered_as_its_error_says() -> None:
+    async def missing() -> AsyncIterator[bytes]:
+        raise NotFound("no such file")
+        yield b""
+
+    async def broken() -> AsyncIterator[bytes]:
+        raise ValueError("secret")
+        yield b""
+
+    def handle(event: Event) -> Event:
+        return Event(missing() if event.headers["path"] == "/missing" else broken())
+
+    async with serving(answers(handle)) as served:
+        assert (await served.json("GET", "/missing"))[1]["detail"] == "no such file"
+        status, body = await served.json("GET", "/broken")
+        assert (status, "secret" in str(body)) == (500, False)
+
+
+async def test_a_client_that_leaves_before_the_first_item_closes_the_generator() -> None:
+    closed, began = asyncio.Event(), asyncio.Event()
+
+    async def waits() -> AsyncIterator[bytes]:
+        try:
+            began.set()
+            await asyncio.Event().wait()
+            yield b""
+        finally:
+            closed.set()
+
+    for accept in ("text/event-stream", "*/*"):
+        closed.clear()
+        began.clear()
+        async with serving(answers(lambda event: Event(waits()))) as served:
+            _, writer = await asyncio.open_connection(*served.address)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nAccept: %s\r\n\r\n" % accept.encode())
+            await began.wait()
+            writer.close()
+            async with asyncio.timeout(10):
+                await closed.wait()
+
+
+async def test_server_sent_events_begin_before_there_is_one() -> None:
+    go_on = asyncio.Event()
+
+    async def waits() -> AsyncIterator[str]:
+        await go_on.wait()
+        yield "now"
+
+    flow = answers(lambda event: Event(waits()))
+    async with serving(flow) as served, served.http.get(served.url, headers={"Accept": "text/event-stream"}) as got:
+        assert got.headers["content-type"] == "text/event-stream"
+        go_on.set()
+        assert await got.text() == "data: now\n\n"
+
+
+async def test_a_stream_that_was_cut_short_does_not_look_whole() -> None:
+    def flood(event: Event) -> Any:
+        for n in range(300):
+            yield Event("x" * 100_000)
+
+    flow = answers(flood, routes=[{"route": "GET /", "reply": "stream"}], backlog=5)
+    async with serving(flow) as served, served.http.get(served.url) as got:
+        with pytest.raises(aiohttp.ClientError):
+            await got.read()
+
+
+async def test_a_unix_socket_that_somebody_listens_on_is_not_taken_from_him(tmp_path: Path) -> None:
+    path = str(tmp_path / "http.sock")
+    async with serving(answers(lambda event: Event("first"), port=None, unix=path)):
+        with pytest.raises(StartFailed, match="in use"):
+            async with serving(answers(port=None, unix=path)):
+                pass
+        client = aiohttp.ClientSession(connector=aiohttp.UnixConnector(path))
+        async with client as http, http.get("http://localhost/") as got:
+            assert await got.text() == "first"
+
+
+async def test_a_file_that_the_flow_has_moved_or_replaced_is_no_trouble(tmp_path: Path) -> None:
+    def unpack(event: Event) -> Event:
+        path = Path(event.data["f"]["path"])
+        path.unlink()
+        path.mkdir()
+        return Event("unpacked")
+
+    async with serving(answers(unpack, upload_memory="1KB", upload_folder=str(tmp_path))) as served:
+        for _ in range(2):
+            form = aiohttp.FormData()
+            form.add_field("f", b"x" * 5000, filename="f")
+            assert await served.text("POST", "/", data=form) == (200, "unpacked")

@@ -222,6 +222,8 @@ def problem(status: int, members: Mapping[str, Any], headers: Mapping[str, str],
         if status != 304:
             listed.append((b"content-length", b"0"))
         return Response(status, listed)
+    if status == 426:  # the server's own, but for the one answer that has to say it
+        listed.append((b"upgrade", b"websocket"))
     details = {"type": "about:blank", "title": title_of(status), "status": status, **members}
     kind = media.choose(accept, (media.JSON, PROBLEM_JSON, PROBLEM_XML, media.XML)) if accept else None
     if kind in (PROBLEM_XML, media.XML):

@@ -6,11 +6,13 @@ It is written as one long function on purpose where every request passes: a call
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -25,9 +27,9 @@ from furcula.modules.http.cors import Cors
 from furcula.modules.http.exchange import Exchange, Gathering, Relay, new_id
 from furcula.modules.http.routes import Route, Routes
 from furcula.modules.http.sockets import Sockets
-from furcula.modules.http.streams import StreamBroke, send_stream
+from furcula.modules.http.streams import NotBegun, StreamBroke, send_stream
 from furcula.options import Duration, Size
-from furcula.statuses import BadRequest, HttpError, ServiceUnavailable
+from furcula.statuses import BadRequest, HttpError, InternalServerError, ServiceUnavailable
 
 __all__ = ["Endpoint", "Settings", "Site"]
 
@@ -38,6 +40,10 @@ Send = Callable[[Message], Awaitable[None]]
 _ID: Final = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 _TRACE: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
+#: Plain generators that are streamed at once; more of them take turns.
+STREAM_THREADS: Final = 32
+#: Forms longer than this are read in a thread: they decode at 2 MB a second.
+_FORM_IN_THREAD: Final = 64 * 1024
 #: Bodies longer than this are compressed in a thread: it takes longer than others should wait.
 _GZIP_IN_THREAD: Final = 128 * 1024
 _TEXTUAL: Final = ("text/", "application/json", "application/xml", "application/javascript", "image/svg")
@@ -134,6 +140,8 @@ class Site:
         self._streams: set[asyncio.Task[Any]] = set()
         self._endless: set[asyncio.Task[Any]] = set()
         self._quiet: asyncio.Event = asyncio.Event()
+        # Plain generators may block for long; what else goes to threads here must not wait for them.
+        self._threads = ThreadPoolExecutor(STREAM_THREADS, "furcula http stream")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -148,6 +156,7 @@ class Site:
         exchange: Exchange | None = None
         response: Response | None
         fields: dict[str, str] = {}
+        asked = False
         try:
             raw = scope["headers"]
             fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
@@ -166,15 +175,12 @@ class Site:
                 raise ServiceUnavailable(why, retry_after=self.settings.retry_after_s)
             if "host" not in fields and scope["http_version"] == "1.1":
                 raise BadRequest("there is no Host")
-            endpoint: Endpoint
-            try:
-                endpoint, params = self.routes.find(method, path)
-            except HttpError:
-                preflight = self._options(method, path, fields)
-                if preflight is None:
-                    raise
-                response = preflight
+            options = self._options(path, fields) if method == "OPTIONS" else None
+            if options is not None:
+                response = options
             else:
+                endpoint: Endpoint
+                endpoint, params = self.routes.find(method, path)
                 if endpoint.produces is not None and accept is not None:
                     media.check_acceptable(accept, endpoint.produces)
                 exchange = endpoint.make(self, endpoint, accept)
@@ -182,7 +188,7 @@ class Site:
                 if not request_id or not _ID.fullmatch(request_id):
                     request_id = new_id()
                 exchange.request_id = request_id
-                client = scope["client"]
+                client = scope.get("client")
                 headers: dict[str, Any] = {
                     "method": method,
                     "path": path,
@@ -192,8 +198,8 @@ class Site:
                     "client": f"{client[0]}:{client[1]}" if client else "",
                     "request_id": request_id,
                 }
-                if scope["query_string"]:
-                    headers["query"] = form_fields(scope["query_string"].decode("latin-1"), "the query")
+                if query := scope.get("query_string"):
+                    headers["query"] = form_fields(query.decode("latin-1"), "the query")
                 if "cookie" in fields:
                     headers["cookies"] = _cookies(fields["cookie"])
                 if "traceparent" in fields and _TRACE.fullmatch(fields["traceparent"]):
@@ -202,7 +208,11 @@ class Site:
                 if self.settings.raw_body:
                     headers["body"] = b""
                 length = fields.get("content-length")
-                if (length is not None and length != "0") or "transfer-encoding" in fields:
+                if (
+                    (length is not None and length != "0")
+                    or "transfer-encoding" in fields
+                    or (length is None and scope["http_version"] > "1.1")  # there a body needs no field to say so
+                ):
                     content_type = fields.get("content-type")
                     if content_type is not None and len(content_type) > media.LONGEST:
                         raise BadRequest(f"the Content-Type has more than {media.LONGEST} characters")
@@ -222,6 +232,7 @@ class Site:
                         data = await self._other_body(endpoint, receive, fields, headers, exchange)
                 if endpoint.outbox in self._no_room:
                     raise ServiceUnavailable("there is no room now", retry_after=self.settings.retry_after_s)
+                asked = True  # from here on, what the request needs is kept until it is settled
                 wait = self.context.ask(Event(data, headers), exchange, endpoint.outbox)
                 if wait is not None:
                     self._until_there_is_room(endpoint.outbox, wait)
@@ -231,26 +242,24 @@ class Site:
         except HttpError as error:
             self.refused[error.status] += 1
             response = refusal(error, accept)
-            if exchange is not None and exchange.clean_up is not None:
-                exchange.clean_up()
         except InputError as error:
             self.refused[400] += 1
             response = refusal(BadRequest(str(error)), accept)
         except Stopped:
+            asked = False
             self.refused[503] += 1
             response = refusal(ServiceUnavailable("it is being stopped", retry_after=1), accept)
-            if exchange is not None and exchange.clean_up is not None:
-                exchange.clean_up()
         except ClientLeft:
-            if exchange is not None and exchange.clean_up is not None:
-                exchange.clean_up()
             response = None
         except asyncio.CancelledError:
-            self.active -= 1
+            self._is_done()
             raise
         except Exception:
             self.context.log.exception("http: a request to %s broke the listener", path_shown(scope))
             response = problem(500, {}, {}, accept)
+        finally:
+            if not asked and exchange is not None and exchange.clean_up is not None:
+                exchange.clean_up()
         try:
             if response is not None:
                 if exchange is not None:
@@ -265,15 +274,26 @@ class Site:
                     await self._send(scope, response, exchange, fields, receive, send)
             if began:
                 self._log_access(scope, response, exchange, time.perf_counter() - began)
-        except _Aborted:
-            raise
+        except StreamBroke as error:
+            self.context.log.error("http: the stream for %s broke: %s", path_shown(scope), error)
+            abort = scope.get("furcula.abort")
+            if abort is None:
+                raise _Aborted from None  # what other servers do about that is to close the connection
+            abort()
+        except asyncio.CancelledError:
+            if not self.ceased:
+                raise
+            # A stream that was ended because the flow stops.
         except Exception:
             self.context.log.exception("http: an answer to %s could not be sent", path_shown(scope))
             raise
         finally:
-            self.active -= 1
-            if not self.active:
-                self._quiet.set()
+            self._is_done()
+
+    def _is_done(self) -> None:
+        self.active -= 1
+        if not self.active:
+            self._quiet.set()
 
     # ------------------------------------------------------------------ what comes in
 
@@ -298,15 +318,19 @@ class Site:
         if self.settings.raw_body:
             headers["body"] = body
         if kind == media.FORM:
-            return form_fields(body.decode("latin-1"))
+            text = body.decode("latin-1")
+            return form_fields(text) if len(text) < _FORM_IN_THREAD else await asyncio.to_thread(form_fields, text)
         return media.decode(content_type, body)
 
-    def _options(self, method: str, path: str, fields: Mapping[str, str]) -> Response | None:
+    def _options(self, path: str, fields: Mapping[str, str]) -> Response | None:
         """The answer to OPTIONS where no route takes it, and to a preflight of CORS."""
-        if method != "OPTIONS":
-            return None
         if path == "*":
             return Response(204, [])
+        preflight = self.settings.cors is not None and "access-control-request-method" in fields
+        if not preflight:
+            with contextlib.suppress(HttpError):
+                self.routes.find("OPTIONS", path)
+                return None
         allowed = self.routes.allowed(path)
         if not allowed:
             return None
@@ -370,10 +394,21 @@ class Site:
         streams = self._endless if sse else self._streams
         streams.add(task)
         try:
-            await send_stream(response, send=send, receive=receive, head=scope["method"] == "HEAD", wants_sse=sse)
-        except StreamBroke as error:
-            self.context.log.error("http: the stream for %s broke: %s", path_shown(scope), error)
-            raise _Aborted from None
+            await send_stream(
+                response,
+                send=send,
+                receive=receive,
+                head=scope["method"] == "HEAD",
+                wants_sse=sse,
+                threads=self._threads,
+            )
+        except NotBegun as broken:
+            if not isinstance(broken.error, HttpError):
+                self.context.log.error("http: the stream for %s broke: %s", path_shown(scope), broken)
+            error = broken.error if isinstance(broken.error, HttpError) else InternalServerError()
+            refused = refusal(error, accept)
+            await send({"type": "http.response.start", "status": refused.status, "headers": refused.headers})
+            await send({"type": "http.response.body", "body": refused.body})
         finally:
             streams.discard(task)
 
@@ -408,6 +443,7 @@ class Site:
                 pass
         for task in (*self._streams, *self._endless):
             task.cancel()
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for room in self._no_room.values():
             room.cancel()
         self._no_room.clear()

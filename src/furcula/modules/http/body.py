@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -174,11 +174,13 @@ class Upload:
 
     def close(self) -> None:
         """Remove the files on disk. What a flow wants to keep, it has moved by then."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):  # a full disk: what could not be written goes now anyway
+                file.close()
         for path in self._paths:
-            Path(path).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the flow has moved it, or made something else of it
+                os.unlink(path)
         self._paths.clear()
 
     # ------------------------------------------------------------------ what the parser tells

@@ -17,7 +17,7 @@ from furcula.receipt import Slot
 if TYPE_CHECKING:
     from furcula.modules.http.application import Endpoint, Site
 
-__all__ = ["Exchange", "Gathering", "Relay", "new_id"]
+__all__ = ["Exchange", "Gathering", "Relay", "TooSlow", "new_id", "until_left"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
@@ -35,6 +35,15 @@ _next_number = itertools.count(1).__next__
 def new_id() -> str:
     """An id for a request: a prefix of this process's, and a number."""
     return f"{_prefix}-{_next_number()}"
+
+
+async def until_left(receive: Receive) -> None:
+    """Wait until the client has left."""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        await asyncio.sleep(0)  # some servers give what there is without waiting
 
 
 class Exchange(Asker):
@@ -138,8 +147,7 @@ class _Looking:
         self._task = asyncio.get_running_loop().create_task(self._look(), name="furcula http: is the client there?")
 
     async def _look(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await until_left(self._receive)
         self._exchange.left()
 
     def end(self) -> None:
@@ -192,13 +200,13 @@ class Relay(Exchange):
     the rest fails.
     """
 
-    __slots__ = ("_held", "ended", "failure")
+    __slots__ = ("_held", "ended", "failure", "too_slow")
 
     many = True
 
     def __init__(self, site: Site, endpoint: Endpoint, accept: str | None):
         super().__init__(site, endpoint, accept)
-        self.ended = False
+        self.ended = self.too_slow = False
         #: What the request failed with, after answers had gone out.
         self.failure: Response | None = None
         self._held: deque[Event[Any]] = deque()
@@ -210,11 +218,12 @@ class Relay(Exchange):
         if self.response is not None and self.response.stream is not self:  # it ended otherwise: too late, too slow
             raise TooSlow("the client of this request has been given up")
         if len(self._held) >= self.site.backlog:
-            self.gone = True
+            self.gone = self.too_slow = True
+            self.wake()
             raise TooSlow(f"the client does not read: {len(self._held)} answers wait for it")
-        self._held.append(reply)
         if self.response is None:
             self._begin(reply)
+        self._held.append(reply)
         self.wake()
         return True
 
@@ -237,6 +246,8 @@ class Relay(Exchange):
 
     async def __anext__(self) -> Event[Any]:
         while not self._held:
+            if self.too_slow:  # what it got is not the whole: it must not look so
+                raise TooSlow("the client read more slowly than answers came")
             if self.ended or self.gone:
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()

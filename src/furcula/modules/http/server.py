@@ -12,6 +12,8 @@ used. What this file adds to it:
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import functools
 import logging
 import os
@@ -19,6 +21,7 @@ import socket
 import ssl
 import stat
 import time
+from collections import deque
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any, Final, cast
@@ -44,6 +47,8 @@ __all__ = ["Limits", "Server", "Tls"]
 LEAST_RATE: Final = 500
 #: Bytes of a refused body that are swallowed before the connection is broken off.
 SWALLOWED: Final = 64 << 20
+#: Seconds for which a connection that is being closed takes what its client still sends.
+LINGER_S: Final = 2.0
 #: Seconds between two looks at the connections.
 LOOK_S: Final = 0.5
 
@@ -99,7 +104,20 @@ def _raw(response: Response) -> bytes:
     return b"\r\n".join([*lines, b"connection: close", b"", response.body])
 
 
-_REASONS: Final = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
+_REASONS: Final = {
+    400: b"Bad Request",
+    408: b"Request Timeout",
+    414: b"URI Too Long",
+    431: b"Request Header Fields Too Large",
+}
+
+
+class _TooLong(Exception):
+    """Raised in the parser's calls, to make it stop."""
+
+    def __init__(self, status: int, detail: str):
+        super().__init__(detail)
+        self.status = status
 
 
 class _Protocol(HttpToolsProtocol):
@@ -109,79 +127,120 @@ class _Protocol(HttpToolsProtocol):
         super().__init__(server.config, server.state, {}, server.loop)
         self._server = server
         self._limits = server.limits
-        self._refusing = server.refusing
-        # Bytes since the request that is coming in began, and when that was; 0: none is coming in.
+        #: Requests that have no whole answer yet, oldest first.
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        # Of the request that is coming in: since when (0: none is), and how many bytes of it have come. Of its head,
+        # the bytes of whole fields, and those that came in reads after the first. A connection that says nothing at
+        # all is timed from its beginning.
+        self._since = server.loop.time()
+        self._head = self._partial = 0
         self._bytes = 0
-        self.since = server.loop.time()
         self._in_head = True
+        self._began = False
         self._closing = False
+        # What was not yet read by the client when we last looked, and since when.
+        self._unread = 0
+        self._unread_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if self.server_state.total_requests < 0:  # the server is closed, and this was in the queue
             transport.abort()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._unanswered.clear()
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
-        if self._closing:
-            self._swallow(len(data))
+        self._bytes += len(data)
+        if self._closing:  # nobody reads it; but to close at once would take the answer back
+            if self._bytes > SWALLOWED:
+                self.transport.abort()
             return
         self._unset_keepalive_if_required()
-        self._bytes += len(data)
-        if not self.since:
-            self.since = self.loop.time()
+        self._began = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            if self._should_upgrade():
+            if not self._should_upgrade():
+                self.cycle.keep_alive = False  # what follows may be of a protocol that we do not speak
+            elif self._unanswered:
+                self.refuse(400, "there are requests before it without an answer")
+            else:
                 self.handle_websocket_upgrade()
             return
         except httptools.HttpParserError as error:
             cause = error.__context__
-            self.refuse(400, f"the request cannot be read: {cause or error}"[:200])
+            if isinstance(cause, _TooLong):
+                self.refuse(cause.status, str(cause))
+            else:
+                self.refuse(400, "the request cannot be read")
             return
-        if self._in_head and self._bytes > self._limits.max_header:
-            self.refuse(431, f"the head of a request may have {self._limits.max_header} bytes")
-        elif self._bytes > SWALLOWED and self.cycle is not None and self.cycle.response_complete and self.since:
+        if self._in_head:
+            if not self._began:
+                self._partial += len(data)
+                if not self._since:
+                    self._since = self.loop.time()
+                if self._partial > self._limits.max_header:
+                    self.refuse(431, self._too_long())
+        elif self._bytes > SWALLOWED and self._since and self.cycle.response_complete:
             self.transport.abort()
 
-    def _swallow(self, count: int) -> None:
-        self._bytes += count
-        if self._bytes > SWALLOWED:
-            self.transport.abort()
+    def _too_long(self) -> str:
+        return f"the head of a request may have {self._limits.max_header} bytes"
 
     # ------------------------------------------------------------------ told by the parser
 
     def on_message_begin(self) -> None:
-        self._in_head = True
+        self._in_head = self._began = True
+        self._since = self.loop.time()
+        self._head = self._partial = self._bytes = 0
         super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        self._head += len(url)
+        if self._head > self._limits.max_header:
+            raise _TooLong(414, f"the target of a request may have {self._limits.max_header} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head = size = self._head + len(name) + len(value) + 4
+        if size > self._limits.max_header:
+            raise _TooLong(431, self._too_long())
+        if not self._in_head:
+            return  # a trailer: whoever looked at the head for us has not seen it
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        limit = self._limits.max_header
-        # Only if so much has come at all can the head be too long; then it is measured.
-        if self._bytes > limit:
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
-            if size > limit:
-                usual, self.app = self.app, self._refusing[414 if len(self.url) > limit // 2 else 431]
-                try:
-                    super().on_headers_complete()
-                finally:
-                    self.app = usual
-                return
+        self._head = 0
+        if self.url[:1] != b"/" and self.url.count(b"/") == 2:  # http://host, which stands for http://host/
+            self.url += b"/"
+        before = self.cycle
         super().on_headers_complete()
-        # The application's task begins a turn later, and finds there how to answer this very request at once.
-        self.scope["furcula.respond"] = functools.partial(self.respond, self.cycle)  # type: ignore[typeddict-unknown-key]
+        cycle = self.cycle
+        if cycle is not before:  # else it is an upgrade
+            self._unanswered.append(cycle)
+            # The application's task begins a turn later, and finds there how to answer this very request at once.
+            self.scope["furcula.abort"] = self.abort  # type: ignore[typeddict-unknown-key]
+            self.scope["furcula.respond"] = functools.partial(self.respond, cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_message_complete(self) -> None:
-        self._bytes = 0
-        self.since = 0.0
-        self._in_head = False
+        self._since = 0.0
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        if self._unanswered:
+            self._unanswered.popleft()
         super().on_response_complete()
-        if self.since and not self._in_head:  # the answer came before the body: from here on it is swallowed
-            self.flow.resume_reading()
+
+    # ------------------------------------------------------------------ answering
 
     def respond(self, cycle: RequestResponseCycle, response: Response) -> bool:
         """Write a whole answer at once, if that can be done now.
@@ -194,8 +253,10 @@ class _Protocol(HttpToolsProtocol):
         """
         if cycle.response_started or self.flow.write_paused or cycle.disconnected:
             return False
-        status = response.status
-        parts = [STATUS_LINE[status], self._server.date]
+        if cycle.waiting_for_100_continue:  # the body may come all the same, or the next request: nobody can tell
+            cycle.keep_alive = False
+            cycle.waiting_for_100_continue = False
+        parts = [STATUS_LINE[response.status], self._server.date]
         for name, value in response.headers:
             parts += (name, b": ", value, b"\r\n")
         if not cycle.keep_alive:
@@ -204,49 +265,66 @@ class _Protocol(HttpToolsProtocol):
         if response.body and cycle.scope["method"] != "HEAD":
             parts.append(response.body)
         cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
         self.transport.write(b"".join(parts))
         cycle.message_event.set()
         if not cycle.keep_alive:
-            self.transport.close()
+            if cycle.more_body:
+                self._linger()
+            else:
+                self.transport.close()
         cycle.on_response()
         return True
+
+    def abort(self) -> None:
+        """Break off an answer that cannot be completed. The client sees that it is not whole."""
+        self.transport.abort()
 
     # ------------------------------------------------------------------ refusing
 
     def refuse(self, status: int, detail: str) -> None:
-        """Answer what is no whole request, and break off."""
+        """Answer what is no whole request, and break off once the requests before it are answered."""
         self._closing = True
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
-            # Behind a request that is still being answered, this would be taken for that one's answer.
-            under_way = cycle is not None and not cycle.response_complete and not cycle.more_body
-            if not under_way:
-                self.transport.write(_raw(problem(status, {"detail": detail}, {}, None)))
-        self._gone()
+        self._since = 0.0
+        broken = self.cycle if not self._in_head and self.cycle is not None and self.cycle.more_body else None
+        if broken is not None and broken in self._unanswered:
+            self._unanswered.remove(broken)
+            broken.disconnected = True
+            broken.message_event.set()
+            self.pipeline = deque(entry for entry in self.pipeline if entry[0] is not broken)
+        if self._unanswered:
+            # Whatever was said now would be taken for the answer to one of these.
+            self._unanswered[-1].keep_alive = False
+            return
+        if broken is None or not broken.response_started:
+            self.transport.write(_raw(problem(status, {"detail": detail}, {}, None)))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Close, but let the client read first why: to close with input unread would reset the connection."""
+        self._closing = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self.loop.call_later(1.0, self.transport.abort)
+            self.loop.call_later(LINGER_S, self.transport.abort)
         else:
             self.transport.close()
 
-    def _gone(self) -> None:
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete:
-            cycle.disconnected = True
-            cycle.message_event.set()
-
     def look(self, now: float) -> None:
-        """Is the client too slow?"""
-        if not self.since or self._closing:
+        """Is the client too slow, in sending or in reading?"""
+        unread = self.transport.get_write_buffer_size()
+        if unread != self._unread or not unread:
+            self._unread, self._unread_since = unread, now
+        elif now - self._unread_since > self._limits.slow_s:
+            self.transport.abort()
+            return
+        if not self._since or self._closing:
             return
         if self.flow.read_paused:  # we are not reading
-            self.since = now
+            self._since = now
             return
         allowed = self._limits.slow_s
         if not self._in_head:
             allowed += self._bytes / LEAST_RATE
-        if now - self.since > allowed:
+        if now - self._since > allowed:
             self.refuse(408, "the request did not come in time")
 
 
@@ -278,12 +356,13 @@ class Server:
             timeout_keep_alive=cast(int, limits.keep_alive_s),
         )
         self.config.load()
-        #: Applications that say no, by status.
-        self.refusing = {status: _refusing(status) for status in (414, 431)}
         self._tls = tls
+        #: A TLS handshake is part of what a client may be slow in.
+        self._tls_limits: dict[str, Any] = {"ssl_handshake_timeout": limits.slow_s} if tls is not None else {}
         self._server: asyncio.Server | None = None
         self._ticking: asyncio.TimerHandle | None = None
-        self._unlink: str | None = None
+        #: The path of the unix socket, and which file it was: another server may have put its own there since.
+        self._unlink: tuple[str, int] | None = None
         #: The field that stands on every answer.
         self.date = b""
         # What breaks in the application is logged there, with the flow and the request; uvicorn would say it again.
@@ -306,19 +385,23 @@ class Server:
                 ssl=self._tls,
                 backlog=2048,
                 reuse_port=reuse_port or None,
+                **self._tls_limits,
             )
         elif isinstance(where, str):
-            _remove_stale(where)
             self._server = await self.loop.create_unix_server(
-                lambda: _Protocol(self), where, ssl=self._tls, backlog=2048
+                lambda: _Protocol(self), sock=_bound(where), ssl=self._tls, backlog=2048, **self._tls_limits
             )
-            self._unlink = where
+            self._unlink = (where, os.stat(where).st_ino)
         else:
             taken = socket.socket(fileno=where)
-            taken.setblocking(False)
-            self._server = await self.loop.create_server(
-                lambda: _Protocol(self), sock=taken, ssl=self._tls, backlog=2048
-            )
+            try:
+                taken.setblocking(False)
+                self._server = await self.loop.create_server(
+                    lambda: _Protocol(self), sock=taken, ssl=self._tls, backlog=2048, **self._tls_limits
+                )
+            except BaseException:
+                taken.close()
+                raise
 
     @property
     def addresses(self) -> list[Any]:
@@ -373,30 +456,29 @@ class Server:
             await asyncio.wait(tuple(self.state.tasks), timeout=1)
         await asyncio.sleep(0)
         if self._unlink is not None:
-            Path(self._unlink).unlink(missing_ok=True)
+            path, inode = self._unlink
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == inode:
+                    os.unlink(path)
 
 
-def _refusing(status: int) -> Any:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        response = problem(status, {}, {}, None)
-        headers = [*response.headers, (b"connection", b"close")]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
+def _bound(path: str) -> socket.socket:
+    """A unix socket at this path; one that nobody listens on any more makes room.
 
-    return app
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a unix socket that nobody listens on any more."""
+    Raises:
+        OSError: Somebody listens there, or something else is there.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(path) == 0:
+                    raise OSError(errno.EADDRINUSE, "somebody listens there")
+            os.unlink(path)
+    opened = socket.socket(socket.AF_UNIX)
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
-            return
+        opened.setblocking(False)
+        opened.bind(path)
     except OSError:
-        return
-    probe = socket.socket(socket.AF_UNIX)
-    try:
-        probe.connect(path)
-    except OSError:
-        Path(path).unlink(missing_ok=True)
-    finally:
-        probe.close()
+        opened.close()
+        raise
+    return opened

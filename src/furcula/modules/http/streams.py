@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from concurrent.futures import Executor
 from typing import Any, Final
 
 from furcula.codecs import codec
 from furcula.event import Event
 from furcula.modules.http import media
 from furcula.modules.http.answers import Response
-from furcula.modules.http.exchange import Relay
+from furcula.modules.http.exchange import Relay, TooSlow, until_left
 
-__all__ = ["StreamBroke", "items_of", "send_stream", "sse_frame"]
+__all__ = ["NotBegun", "StreamBroke", "items_of", "send_stream", "sse_frame"]
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -30,103 +31,151 @@ class StreamBroke(Exception):
     """What gives a stream failed in the middle. The client is told by a connection that breaks off."""
 
 
-async def items_of(stream: Any) -> AsyncIterator[Any]:
+class NotBegun(Exception):
+    """It failed before anything was sent. `error` is why: there is still time for a proper answer."""
+
+    def __init__(self, error: Exception):
+        super().__init__(f"{type(error).__name__}: {error}")
+        self.error = error
+
+
+async def items_of(stream: Any, threads: Executor) -> AsyncIterator[Any]:
     """The items of a generator, plain or asynchronous. A plain one runs in a thread: it may block."""
     if hasattr(stream, "__aiter__"):
         async for item in stream:
             yield item
         return
     iterator: Iterator[Any] = iter(stream)
+    loop = asyncio.get_running_loop()
     while True:
-        item = await asyncio.to_thread(next, iterator, _END)
+        item = await loop.run_in_executor(threads, next, iterator, _END)
         if item is _END:
             return
         yield item
 
 
 _END: Any = object()
+_LEFT: Any = object()
 
 
-async def send_stream(response: Response, *, send: Send, receive: Receive, head: bool, wants_sse: bool) -> None:
+async def send_stream(
+    response: Response, *, send: Send, receive: Receive, head: bool, wants_sse: bool, threads: Executor
+) -> None:
     """Send an answer whose body comes bit by bit.
 
     Ends when the items do, or the client leaves; then the generator is closed.
 
+    Args:
+        head: Only the header is wanted.
+        wants_sse: As server-sent events, unless the answer says another type.
+        threads: Where plain generators run.
+
     Raises:
-        StreamBroke: The generator raised, or gave what cannot be sent. What was sent, was sent.
+        NotBegun: The generator raised before its first item, and nothing was sent.
+        StreamBroke: The generator raised later, or gave what cannot be sent. What was sent, was sent.
     """
-    items = items_of(response.stream)
-    headers = response.headers
-    given = next((value.decode("latin-1") for name, value in headers if name == b"content-type"), None)
-    sse = wants_sse if given is None else media.essence(given)[0] == media.SSE
-    relay = response.stream if isinstance(response.stream, Relay) else None
-    first: Any = _END
+    sending = _Sending(response, send, receive, wants_sse, threads)
     try:
-        if head and relay is None:
-            first_known = False
-        else:
-            # The first item tells what a stream without a type consists of.
-            first = await _next(items)
-            first_known = True
-        if given is None:
-            kind = media.SSE if sse else _kind_of(first if first_known else _END)
-            headers = [*headers, (b"content-type", kind.encode("ascii"))]
-            if sse:
-                headers.append((b"cache-control", b"no-cache"))
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
         if head:
+            await sending.begin(None)
             await send({"type": "http.response.body", "body": b""})
-            return
-        frame = sse_frame if sse else _chunk
-        leaving = asyncio.ensure_future(_left(receive))
-        coming: asyncio.Future[Any] | None = None
-        try:
-            item = first
-            while item is not _END:
-                await send({"type": "http.response.body", "body": frame(item), "more_body": True})
-                if leaving.done():
-                    return
-                coming = asyncio.ensure_future(_next(items))
-                while not coming.done():
-                    await asyncio.wait(
-                        (coming, leaving), timeout=HEARTBEAT_S if sse else None, return_when=asyncio.FIRST_COMPLETED
-                    )
-                    if leaving.done():
-                        return
-                    if not coming.done():
-                        await send({"type": "http.response.body", "body": b": \n\n", "more_body": True})
-                item = coming.result()
-        finally:
-            leaving.cancel()
-            if coming is not None and not coming.done():
-                coming.cancel()
-                await asyncio.wait([coming])
-        if relay is not None and relay.failure is not None:
-            if not sse:
-                raise StreamBroke("the request failed after answers had gone out")
-            failed = b"event: error\n" + sse_frame(relay.failure.body.decode("utf-8", "replace"))
-            await send({"type": "http.response.body", "body": failed, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        else:
+            await sending.all()
     finally:
-        if relay is not None and not relay.ended:
-            relay.leave()
-        await _close(items, response.stream)
+        await sending.close()
 
 
-async def _next(items: AsyncIterator[Any]) -> Any:
+class _Sending:
+    """One stream on its way."""
+
+    def __init__(self, response: Response, send: Send, receive: Receive, wants_sse: bool, threads: Executor):
+        self._response = response
+        self._send = send
+        self._stream = response.stream
+        self._relay = response.stream if isinstance(response.stream, Relay) else None
+        self._items = items_of(response.stream, threads)
+        named = next((value.decode("latin-1") for name, value in response.headers if name == b"content-type"), None)
+        self._named = named is not None
+        self._sse = wants_sse if named is None else media.essence(named)[0] == media.SSE
+        self._leaving = asyncio.ensure_future(until_left(receive))
+        self._coming: asyncio.Future[Any] | None = None
+
+    async def begin(self, kind: str | None) -> None:
+        headers = self._response.headers
+        if not self._named and (self._sse or kind is not None):
+            headers = [*headers, (b"content-type", (media.SSE if self._sse else kind or "").encode("ascii"))]
+            if self._sse:
+                headers.append((b"cache-control", b"no-cache"))
+        await self._send({"type": "http.response.start", "status": self._response.status, "headers": headers})
+
+    async def all(self) -> None:
+        # Only of a stream whose type nobody has said does the first item have to tell it.
+        known = self._named or self._sse
+        if known:
+            await self.begin(None)
+            await self._put(b"")
+        try:
+            item = await self._next()
+        except StreamBroke as error:
+            if known or not isinstance(error.__cause__, Exception):
+                raise
+            raise NotBegun(error.__cause__) from error
+        if item is _LEFT:
+            return
+        if not known:
+            await self.begin(_kind_of(item))
+        frame = sse_frame if self._sse else _chunk
+        while item is not _END:
+            await self._put(frame(item))
+            item = await self._next()
+            if item is _LEFT:
+                return
+        if self._relay is not None and self._relay.failure is not None:
+            if not self._sse:
+                raise StreamBroke("the request failed after answers had gone out")
+            await self._put(b"event: error\n" + sse_frame(self._relay.failure.body.decode("utf-8", "replace")))
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _put(self, body: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async def _next(self) -> Any:
+        """The next item; `_END`; or `_LEFT` as soon as the client has."""
+        self._coming = coming = asyncio.ensure_future(_next_of(self._items))
+        while True:
+            await asyncio.wait(
+                (coming, self._leaving),
+                timeout=HEARTBEAT_S if self._sse else None,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if self._leaving.done():
+                return _LEFT
+            if coming.done():
+                return coming.result()
+            await self._put(b": \n\n")
+
+    async def close(self) -> None:
+        self._leaving.cancel()
+        coming = self._coming
+        if coming is not None and not coming.done():
+            coming.cancel()
+            await asyncio.wait([coming])
+        if coming is not None and not coming.cancelled():
+            coming.exception()  # it was told, or nobody is left to be told
+        if self._relay is not None and not self._relay.ended:
+            self._relay.leave()
+        await _close(self._items, self._stream)
+
+
+async def _next_of(items: AsyncIterator[Any]) -> Any:
     try:
         return await anext(items)
     except StopAsyncIteration:
         return _END
-    except asyncio.CancelledError:
-        raise
+    except TooSlow as error:
+        raise StreamBroke(str(error)) from error
     except Exception as error:
         raise StreamBroke(f"{type(error).__name__}: {error}") from error
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _close(items: Any, stream: Any) -> None:
