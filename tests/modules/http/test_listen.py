@@ -972,7 +972,7 @@ async def test_server_sent_events_begin_before_there_is_one() -> None:
 
 async def test_a_stream_that_was_cut_short_does_not_look_whole() -> None:
     def flood(event: Event) -> Any:
-        for n in range(300):
+        for _ in range(300):
             yield Event("x" * 100_000)
 
     flow = answers(flood, routes=[{"route": "GET /", "reply": "stream"}], backlog=5)
