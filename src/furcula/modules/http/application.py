@@ -265,8 +265,8 @@ class Site:
                 if exchange is not None:
                     response.headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
                 if self._plain and response.stream is None and len(response.body) < self._least_gzip:
-                    respond = scope.get("furcula.respond")  # our own server's way
-                    if respond is None or not respond(response):
+                    ours = scope.get("furcula.server")
+                    if ours is None or not ours[0].respond(ours[1], response):
                         start = {"status": response.status, "headers": response.headers}
                         await send({"type": "http.response.start", **start})
                         await send({"type": "http.response.body", "body": response.body})
@@ -276,10 +276,9 @@ class Site:
                 self._log_access(scope, response, exchange, time.perf_counter() - began)
         except StreamBroke as error:
             self.context.log.error("http: the stream for %s broke: %s", path_shown(scope), error)
-            abort = scope.get("furcula.abort")
-            if abort is None:
+            if "furcula.server" not in scope:
                 raise _Aborted from None  # what other servers do about that is to close the connection
-            abort()
+            scope["furcula.server"][0].abort()
         except asyncio.CancelledError:
             if not self.ceased:
                 raise

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import functools
 import logging
 import os
 import socket
@@ -120,23 +119,37 @@ class _TooLong(Exception):
         self.status = status
 
 
+class _Trailers(list[tuple[bytes, bytes]]):
+    """Takes the fields after a chunked body, and keeps none: whoever looked at the head for us has not seen them."""
+
+    def __init__(self, limit: int):
+        self.size = 0
+        self._limit = limit
+
+    def append(self, field: tuple[bytes, bytes]) -> None:
+        self.size += len(field[0]) + len(field[1]) + 4
+        if self.size > self._limit:
+            raise _TooLong(431, f"the trailers of a request may have {self._limit} bytes")
+
+
 class _Protocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection.
+
+    The parser calls back for each part of a request, so what is overridden here costs every request: no more than has
+    to be, and uvicorn's own methods are called by name, which `super()` would do more slowly.
+    """
 
     def __init__(self, server: Server):
         super().__init__(server.config, server.state, {}, server.loop)
         self._server = server
-        self._limits = server.limits
+        self._max_header = server.limits.max_header
         #: Requests that have no whole answer yet, oldest first.
         self._unanswered: deque[RequestResponseCycle] = deque()
-        # Of the request that is coming in: since when (0: none is), and how many bytes of it have come. Of its head,
-        # the bytes of whole fields, and those that came in reads after the first. A connection that says nothing at
-        # all is timed from its beginning.
-        self._since = server.loop.time()
-        self._head = self._partial = 0
+        # Of the request that is coming in: since when (0: none is), and how many bytes of it have come, or a little
+        # more. A connection that says nothing at all is timed from its beginning.
+        self._since = server.now
         self._bytes = 0
-        self._in_head = True
-        self._began = False
+        self._trailers = _Trailers(self._max_header)
         self._closing = False
         # What was not yet read by the client when we last looked, and since when.
         self._unread = 0
@@ -155,13 +168,19 @@ class _Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._bytes += len(data)
         if self._closing:  # nobody reads it; but to close at once would take the answer back
+            self._bytes += len(data)
             if self._bytes > SWALLOWED:
                 self.transport.abort()
             return
-        self._unset_keepalive_if_required()
-        self._began = False
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+        if self._since:
+            self._bytes += len(data)
+        else:
+            self._since = self._server.now
+            self._bytes = len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -179,66 +198,56 @@ class _Protocol(HttpToolsProtocol):
             else:
                 self.refuse(400, "the request cannot be read")
             return
-        if self._in_head:
-            if not self._began:
-                self._partial += len(data)
-                if not self._since:
-                    self._since = self.loop.time()
-                if self._partial > self._limits.max_header:
-                    self.refuse(431, self._too_long())
-        elif self._bytes > SWALLOWED and self._since and self.cycle.response_complete:
+        if self._since:
+            self._not_yet_whole()
+        elif self._in_head():  # the beginning of the next request came with the end of the last
+            self._since = self._server.now
+            self._bytes = 0
+
+    def _not_yet_whole(self) -> None:
+        """What came in did not complete the request."""
+        if self._in_head():
+            if self._bytes > self._max_header:
+                self.refuse(431, f"the head of a request may have {self._max_header} bytes")
+        elif self._bytes > SWALLOWED and self.cycle.response_complete:
             self.transport.abort()
 
-    def _too_long(self) -> str:
-        return f"the head of a request may have {self._limits.max_header} bytes"
+    def _in_head(self) -> bool:
+        """Has a request begun whose head is not complete?"""
+        return self.scope is not None and (self.cycle is None or self.scope is not self.cycle.scope)
 
     # ------------------------------------------------------------------ told by the parser
 
-    def on_message_begin(self) -> None:
-        self._in_head = self._began = True
-        self._since = self.loop.time()
-        self._head = self._partial = self._bytes = 0
-        super().on_message_begin()
-
-    def on_url(self, url: bytes) -> None:
-        self.url += url
-        self._head += len(url)
-        if self._head > self._limits.max_header:
-            raise _TooLong(414, f"the target of a request may have {self._limits.max_header} bytes")
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._head = size = self._head + len(name) + len(value) + 4
-        if size > self._limits.max_header:
-            raise _TooLong(431, self._too_long())
-        if not self._in_head:
-            return  # a trailer: whoever looked at the head for us has not seen it
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
-
     def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._head = 0
+        limit = self._max_header
+        if self._bytes > limit or len(self.url) > limit:
+            # So much has come that the head may be too long. (Where several requests came at once, it may be theirs.)
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > limit:
+                status = 414 if len(self.url) > limit // 2 else 431
+                raise _TooLong(status, f"the head of a request may have {limit} bytes")
         if self.url[:1] != b"/" and self.url.count(b"/") == 2:  # http://host, which stands for http://host/
             self.url += b"/"
+        if not self._since:  # it came together with the one before it
+            self._since = self._server.now
         before = self.cycle
-        super().on_headers_complete()
+        HttpToolsProtocol.on_headers_complete(self)
         cycle = self.cycle
         if cycle is not before:  # else it is an upgrade
             self._unanswered.append(cycle)
+            self.headers = self._trailers
+            self._trailers.size = 0
             # The application's task begins a turn later, and finds there how to answer this very request at once.
-            self.scope["furcula.abort"] = self.abort  # type: ignore[typeddict-unknown-key]
-            self.scope["furcula.respond"] = functools.partial(self.respond, cycle)  # type: ignore[typeddict-unknown-key]
+            self.scope["furcula.server"] = (self, cycle)  # type: ignore[typeddict-unknown-key]
 
     def on_message_complete(self) -> None:
         self._since = 0.0
-        super().on_message_complete()
+        HttpToolsProtocol.on_message_complete(self)
 
     def on_response_complete(self) -> None:
         if self._unanswered:
             self._unanswered.popleft()
-        super().on_response_complete()
+        HttpToolsProtocol.on_response_complete(self)
 
     # ------------------------------------------------------------------ answering
 
@@ -283,14 +292,14 @@ class _Protocol(HttpToolsProtocol):
 
     def refuse(self, status: int, detail: str) -> None:
         """Answer what is no whole request, and break off once the requests before it are answered."""
-        self._closing = True
-        self._since = 0.0
-        broken = self.cycle if not self._in_head and self.cycle is not None and self.cycle.more_body else None
+        broken = self.cycle if not self._in_head() and self.cycle is not None and self.cycle.more_body else None
         if broken is not None and broken in self._unanswered:
             self._unanswered.remove(broken)
             broken.disconnected = True
             broken.message_event.set()
             self.pipeline = deque(entry for entry in self.pipeline if entry[0] is not broken)
+        self._closing = True
+        self._since = 0.0
         if self._unanswered:
             # Whatever was said now would be taken for the answer to one of these.
             self._unanswered[-1].keep_alive = False
@@ -313,7 +322,7 @@ class _Protocol(HttpToolsProtocol):
         unread = self.transport.get_write_buffer_size()
         if unread != self._unread or not unread:
             self._unread, self._unread_since = unread, now
-        elif now - self._unread_since > self._limits.slow_s:
+        elif now - self._unread_since > self._server.limits.slow_s:
             self.transport.abort()
             return
         if not self._since or self._closing:
@@ -321,8 +330,9 @@ class _Protocol(HttpToolsProtocol):
         if self.flow.read_paused:  # we are not reading
             self._since = now
             return
-        allowed = self._limits.slow_s
-        if not self._in_head:
+        # Times of arrival are those of the last look.
+        allowed = self._server.limits.slow_s + LOOK_S
+        if not self._in_head():
             allowed += self._bytes / LEAST_RATE
         if now - self._since > allowed:
             self.refuse(408, "the request did not come in time")
@@ -363,6 +373,8 @@ class Server:
         self._ticking: asyncio.TimerHandle | None = None
         #: The path of the unix socket, and which file it was: another server may have put its own there since.
         self._unlink: tuple[str, int] | None = None
+        #: The time of the loop when we last looked: exact enough to tell who is slow, and free.
+        self.now = self.loop.time()
         #: The field that stands on every answer.
         self.date = b""
         # What breaks in the application is logged there, with the flow and the request; uvicorn would say it again.
@@ -415,7 +427,7 @@ class Server:
         date = formatdate(time.time(), usegmt=True).encode("ascii")
         self.state.default_headers = [(b"date", date)]
         self.date = b"date: " + date + b"\r\n"
-        now = self.loop.time()
+        self.now = now = self.loop.time()
         for connection in tuple(self.state.connections):
             if isinstance(connection, _Protocol):
                 connection.look(now)
