@@ -1004,3 +1004,20 @@ async def test_a_file_that_the_flow_has_moved_or_replaced_is_no_trouble(tmp_path
             form = aiohttp.FormData()
             form.add_field("f", b"x" * 5000, filename="f")
             assert await served.text("POST", "/", data=form) == (200, "unpacked")
+
+
+async def test_what_a_module_sets_in_its_context_is_gone_with_the_request() -> None:
+    """Also where requests of one connection are answered without a task of their own."""
+    from contextvars import ContextVar
+
+    user: ContextVar[str] = ContextVar("user", default="nobody")
+
+    def handle(event: Event) -> Event:
+        before = user.get()
+        user.set("somebody")
+        return Event(before)
+
+    async with serving(answers(handle)) as served:
+        for _ in range(3):
+            assert await served.text("GET", "/") == (200, "nobody")
+            assert await served.text("POST", "/", data=b"x" * 100_000) == (200, "nobody")

@@ -1,6 +1,7 @@
 """The ASGI application: requests become events, and what comes back becomes the response.
 
-It is written as one long function on purpose where every request passes: a call costs as much as a header.
+A request passes `_enter` (its head), `_read` (its body), `_ask` (into the flow) and `finish` (its answer). Where it has
+come as a whole and the flow does not wait, our own server lets it pass without a task: `at_once`.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ _TRACE: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0
 
 #: Plain generators that are streamed at once; more of them take turns.
 STREAM_THREADS: Final = 32
-#: Forms longer than this are read in a thread: they decode at 2 MB a second.
-_FORM_IN_THREAD: Final = 64 * 1024
+#: Bodies longer than this are not read in one go, and forms longer than this in a thread: they take 0.4 us a byte.
+_AT_ONCE: Final = 64 * 1024
 #: Bodies longer than this are compressed in a thread: it takes longer than others should wait.
 _GZIP_IN_THREAD: Final = 128 * 1024
 _TEXTUAL: Final = ("text/", "application/json", "application/xml", "application/javascript", "image/svg")
@@ -110,6 +111,32 @@ class Asks(Protocol):
     def admit(self, events: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None: ...
 
 
+class _Visit:
+    """One request on its way through the site.
+
+    Attributes:
+        exchange: Who asks, once it is known where the request leads.
+        response: The answer, once there is one.
+        asked: It is in the flow: what it needs is kept until it is settled.
+    """
+
+    __slots__ = ("accept", "asked", "began", "exchange", "fields", "headers", "response", "scope")
+
+    def __init__(self, scope: Message):
+        self.scope = scope
+        self.accept: str | None = None
+        self.asked = False
+        self.began = 0.0
+        self.exchange: Exchange | None = None
+        self.fields: dict[str, str] = {}
+        self.headers: dict[str, Any] = {}
+        self.response: Response | None = None
+
+    def clean_up(self) -> None:
+        if not self.asked and self.exchange is not None and self.exchange.clean_up is not None:
+            self.exchange.clean_up()
+
+
 class Site:
     """All that one `http.listen` serves. An ASGI application.
 
@@ -131,7 +158,7 @@ class Site:
         self.refused: Counter[int] = Counter()
         self.ceased = False
         # Nothing has to be added to an answer, unless it is long or a stream.
-        self._plain = settings.cors is None
+        self._plain = settings.cors is None and not settings.access_log
         self._least_gzip = settings.gzip or 1 << 62
         self.sockets = Sockets(self)
         self.routes = Routes(base, [(route, Endpoint.of(route, base, settings)) for route in routes])
@@ -150,130 +177,80 @@ class Site:
             return
         if kind != "http":
             raise RuntimeError(f"furcula serves http and websocket, not {kind}")
-        began = time.perf_counter() if self.settings.access_log else 0.0
+        visit = _Visit(scope)
         self.active += 1
-        accept: str | None = None
-        exchange: Exchange | None = None
-        response: Response | None
-        fields: dict[str, str] = {}
-        asked = False
         try:
-            raw = scope["headers"]
-            fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-            if len(fields) != len(raw):
-                fields = _joined(raw)
-            accept = fields.get("accept")
-            if accept is not None and len(accept) > media.LONGEST:
-                accept = None
-            method = scope["method"]
-            path = scope["path"]
-            root = scope.get("root_path", "")
-            if root and path.startswith(root):  # mounted in another application
-                path = path[len(root) :] or "/"
-            if self.active > self.settings.concurrent or self.ceased:
-                why = "it is being stopped" if self.ceased else "too many requests at once"
-                raise ServiceUnavailable(why, retry_after=self.settings.retry_after_s)
-            if "host" not in fields and scope["http_version"] == "1.1":
-                raise BadRequest("there is no Host")
-            options = self._options(path, fields) if method == "OPTIONS" else None
-            if options is not None:
-                response = options
-            else:
-                endpoint: Endpoint
-                endpoint, params = self.routes.find(method, path)
-                if endpoint.produces is not None and accept is not None:
-                    media.check_acceptable(accept, endpoint.produces)
-                exchange = endpoint.make(self, endpoint, accept)
-                request_id = fields.get("x-request-id", "")
-                if not request_id or not _ID.fullmatch(request_id):
-                    request_id = new_id()
-                exchange.request_id = request_id
-                client = scope.get("client")
-                headers: dict[str, Any] = {
-                    "method": method,
-                    "path": path,
-                    "route": endpoint.pattern,
-                    "params": params or {},
-                    "request": fields,
-                    "client": f"{client[0]}:{client[1]}" if client else "",
-                    "request_id": request_id,
-                }
-                if query := scope.get("query_string"):
-                    headers["query"] = form_fields(query.decode("latin-1"), "the query")
-                if "cookie" in fields:
-                    headers["cookies"] = _cookies(fields["cookie"])
-                if "traceparent" in fields and _TRACE.fullmatch(fields["traceparent"]):
-                    headers["traceparent"] = exchange.trace = fields["traceparent"]
-                data: Any = None
-                if self.settings.raw_body:
-                    headers["body"] = b""
-                length = fields.get("content-length")
-                if (
-                    (length is not None and length != "0")
-                    or "transfer-encoding" in fields
-                    or (length is None and scope["http_version"] > "1.1")  # there a body needs no field to say so
-                ):
-                    content_type = fields.get("content-type")
-                    if content_type is not None and len(content_type) > media.LONGEST:
-                        raise BadRequest(f"the Content-Type has more than {media.LONGEST} characters")
-                    if endpoint.accepts is not None:
-                        media.check_taken(content_type, endpoint.accepts)
-                    if length is not None and len(length) > 6 and int(length) > endpoint.max_body:
-                        raise too_long(endpoint.max_body)  # before the client is told to go on
-                    if content_type == media.JSON:  # by far the most frequent, and mostly there as a whole
-                        message = await receive()
-                        body = message.get("body", b"")
-                        if message.get("more_body", True) or len(body) > endpoint.max_body:
-                            body = await read(receive, endpoint.max_body, length, message)
-                        if self.settings.raw_body:
-                            headers["body"] = body
-                        data = media.decode(content_type, body)
-                    else:
-                        data = await self._other_body(endpoint, receive, fields, headers, exchange)
-                if endpoint.outbox in self._no_room:
-                    raise ServiceUnavailable("there is no room now", retry_after=self.settings.retry_after_s)
-                asked = True  # from here on, what the request needs is kept until it is settled
-                wait = self.context.ask(Event(data, headers), exchange, endpoint.outbox)
-                if wait is not None:
-                    self._until_there_is_room(endpoint.outbox, wait)
-                if exchange.response is None:
-                    await exchange.wait(receive, endpoint.timeout_s)
-                response = exchange.response
-        except HttpError as error:
-            self.refused[error.status] += 1
-            response = refusal(error, accept)
-        except InputError as error:
-            self.refused[400] += 1
-            response = refusal(BadRequest(str(error)), accept)
-        except Stopped:
-            asked = False
-            self.refused[503] += 1
-            response = refusal(ServiceUnavailable("it is being stopped", retry_after=1), accept)
-        except ClientLeft:
-            response = None
+            data = await self._read(visit, receive) if self._enter(visit) else None
+            self._ask(visit, data)
         except asyncio.CancelledError:
-            self._is_done()
+            self.done()
             raise
-        except Exception:
-            self.context.log.exception("http: a request to %s broke the listener", path_shown(scope))
-            response = problem(500, {}, {}, accept)
+        except Exception as error:
+            self._refuse(visit, error)
         finally:
-            if not asked and exchange is not None and exchange.clean_up is not None:
-                exchange.clean_up()
+            visit.clean_up()
+        await self.finish(visit, receive, send)
+
+    def at_once(self, scope: Message, body: bytes) -> _Visit | None:
+        """Handle a request that is here as a whole, as far as that goes without waiting.
+
+        Most requests are answered when this returns, and have cost no task. Call `finish` with any that is not, or
+        whose answer is not `plain`.
+
+        Returns:
+            None: nothing was done, it has to be read bit by bit.
+        """
+        if len(body) > _AT_ONCE:
+            return None
+        visit = _Visit(scope)
+        self.active += 1
         try:
-            if response is not None:
+            if self._enter(visit):
+                if visit.fields.get("content-type", "").startswith(media.MULTIPART):
+                    self.active -= 1
+                    return None
+                data = self._decoded(visit, body)
+            else:
+                data = None
+            self._ask(visit, data)
+        except Exception as error:
+            self._refuse(visit, error)
+        return visit
+
+    def plain(self, visit: _Visit) -> Response | None:
+        """The answer to write, if there is one and nothing has to be done about it any more."""
+        response = visit.response
+        if response is None or not self._plain or response.stream is not None:
+            return None
+        if len(response.body) >= self._least_gzip:
+            return None
+        if visit.exchange is not None:
+            response.headers.append((b"x-request-id", visit.exchange.request_id.encode("ascii")))
+            visit.exchange = None
+        return response
+
+    async def finish(self, visit: _Visit, receive: Receive, send: Send) -> None:
+        """Wait for the answer, if it is not there, and send it."""
+        scope = visit.scope
+        try:
+            exchange = visit.exchange
+            if visit.asked and visit.response is None and exchange is not None:
+                if exchange.response is None:
+                    await exchange.wait(receive, exchange.endpoint.timeout_s)
+                visit.response = exchange.response
+            response = visit.response
+            plain = self.plain(visit)
+            if plain is not None:
+                ours = scope.get("furcula.server")
+                if ours is None or not ours[0].respond(ours[1], plain):
+                    await send({"type": "http.response.start", "status": plain.status, "headers": plain.headers})
+                    await send({"type": "http.response.body", "body": plain.body})
+            elif response is not None:
                 if exchange is not None:
                     response.headers.append((b"x-request-id", exchange.request_id.encode("ascii")))
-                if self._plain and response.stream is None and len(response.body) < self._least_gzip:
-                    ours = scope.get("furcula.server")
-                    if ours is None or not ours[0].respond(ours[1], response):
-                        start = {"status": response.status, "headers": response.headers}
-                        await send({"type": "http.response.start", **start})
-                        await send({"type": "http.response.body", "body": response.body})
-                else:
-                    await self._send(scope, response, exchange, fields, receive, send)
-            if began:
-                self._log_access(scope, response, exchange, time.perf_counter() - began)
+                await self._send(scope, response, exchange, visit.fields, receive, send)
+            if visit.began:
+                self._log_access(scope, response, exchange, time.perf_counter() - visit.began)
         except StreamBroke as error:
             self.context.log.error("http: the stream for %s broke: %s", path_shown(scope), error)
             if "furcula.server" not in scope:
@@ -287,39 +264,157 @@ class Site:
             self.context.log.exception("http: an answer to %s could not be sent", path_shown(scope))
             raise
         finally:
-            self._is_done()
+            self.done()
 
-    def _is_done(self) -> None:
-        self.active -= 1
-        if not self.active:
-            self._quiet.set()
+    # ------------------------------------------------------------------ the steps of a request
 
-    # ------------------------------------------------------------------ what comes in
+    def _enter(self, visit: _Visit) -> bool:
+        """Look at the head of a request: where it leads, and what its event says.
 
-    async def _other_body(
-        self,
-        endpoint: Endpoint,
-        receive: Receive,
-        fields: Mapping[str, str],
-        headers: dict[str, Any],
-        exchange: Exchange,
-    ) -> Any:
+        Returns:
+            Is there a body?
+
+        Raises:
+            HttpError: It is refused.
+        """
+        scope = visit.scope
+        settings = self.settings
+        if settings.access_log:
+            visit.began = time.perf_counter()
+        raw = scope["headers"]
+        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
+        if len(fields) != len(raw):
+            fields = _joined(raw)
+        visit.fields = fields
+        accept = fields.get("accept")
+        if accept is not None and len(accept) > media.LONGEST:
+            accept = None
+        visit.accept = accept
+        method = scope["method"]
+        path = scope["path"]
+        root = scope.get("root_path", "")
+        if root and path.startswith(root):  # mounted in another application
+            path = path[len(root) :] or "/"
+        if self.active > settings.concurrent or self.ceased:
+            why = "it is being stopped" if self.ceased else "too many requests at once"
+            raise ServiceUnavailable(why, retry_after=settings.retry_after_s)
+        version = scope["http_version"]
+        if "host" not in fields and version == "1.1":
+            raise BadRequest("there is no Host")
+        if method == "OPTIONS":
+            visit.response = self._options(path, fields)
+            if visit.response is not None:
+                return False
+        endpoint: Endpoint
+        endpoint, params = self.routes.find(method, path)
+        if endpoint.produces is not None and accept is not None:
+            media.check_acceptable(accept, endpoint.produces)
+        visit.exchange = exchange = endpoint.make(self, endpoint, accept)
+        request_id = fields.get("x-request-id", "")
+        if not request_id or not _ID.fullmatch(request_id):
+            request_id = new_id()
+        exchange.request_id = request_id
+        client = scope.get("client")
+        visit.headers = headers = {
+            "method": method,
+            "path": path,
+            "route": endpoint.pattern,
+            "params": params or {},
+            "request": fields,
+            "client": f"{client[0]}:{client[1]}" if client else "",
+            "request_id": request_id,
+        }
+        if query := scope.get("query_string"):
+            headers["query"] = form_fields(query.decode("latin-1"), "the query")
+        if "cookie" in fields:
+            headers["cookies"] = _cookies(fields["cookie"])
+        if "traceparent" in fields and _TRACE.fullmatch(fields["traceparent"]):
+            headers["traceparent"] = exchange.trace = fields["traceparent"]
+        if settings.raw_body:
+            headers["body"] = b""
+        length = fields.get("content-length")
+        if length is None:
+            # From HTTP/2 on, a body needs no field to say that it is there.
+            if "transfer-encoding" not in fields and version <= "1.1":
+                return False
+        elif length == "0":
+            return False
         content_type = fields.get("content-type")
-        kind, parameters = media.essence(content_type) if content_type else ("", {})
+        if content_type is not None and len(content_type) > media.LONGEST:
+            raise BadRequest(f"the Content-Type has more than {media.LONGEST} characters")
+        if endpoint.accepts is not None:
+            media.check_taken(content_type, endpoint.accepts)
+        if length is not None and len(length) > 6 and int(length) > endpoint.max_body:
+            raise too_long(endpoint.max_body)  # before the client is told to go on
+        return True
+
+    async def _read(self, visit: _Visit, receive: Receive) -> Any:
+        """What the body says, once it is there."""
+        exchange = visit.exchange
+        assert exchange is not None
+        most = exchange.endpoint.max_body
+        kind, parameters = media.essence(visit.fields.get("content-type", ""))
         if kind == media.MULTIPART:
             boundary = parameters.get("boundary", "")
             if not boundary or len(boundary) > 70 or not boundary.isascii():
                 raise BadRequest("the multipart form has no boundary")
-            upload = Upload(boundary, endpoint.max_body, self.settings.upload_memory, self.settings.upload_folder)
+            upload = Upload(boundary, most, self.settings.upload_memory, self.settings.upload_folder)
             exchange.clean_up = upload.close
             return await upload.read(receive)
-        body = await read(receive, endpoint.max_body, fields.get("content-length"))
+        body = await read(receive, most, visit.fields.get("content-length"))
+        if kind == media.FORM and len(body) > _AT_ONCE:
+            if self.settings.raw_body:
+                visit.headers["body"] = body
+            return await asyncio.to_thread(form_fields, body.decode("latin-1"))
+        return self._decoded(visit, body)
+
+    def _decoded(self, visit: _Visit, body: bytes) -> Any:
+        exchange = visit.exchange
+        assert exchange is not None
+        if len(body) > exchange.endpoint.max_body:
+            raise too_long(exchange.endpoint.max_body)
         if self.settings.raw_body:
-            headers["body"] = body
-        if kind == media.FORM:
-            text = body.decode("latin-1")
-            return form_fields(text) if len(text) < _FORM_IN_THREAD else await asyncio.to_thread(form_fields, text)
+            visit.headers["body"] = body
+        content_type = visit.fields.get("content-type")
+        if content_type != media.JSON and content_type is not None and media.essence(content_type)[0] == media.FORM:
+            return form_fields(body.decode("latin-1"))
         return media.decode(content_type, body)
+
+    def _ask(self, visit: _Visit, data: Any) -> None:
+        """Let the request into the flow."""
+        exchange = visit.exchange
+        if exchange is None:  # it is answered already
+            return
+        outbox = exchange.endpoint.outbox
+        if outbox in self._no_room:
+            raise ServiceUnavailable("there is no room now", retry_after=self.settings.retry_after_s)
+        visit.asked = True
+        wait = self.context.ask(Event(data, visit.headers), exchange, outbox)
+        if wait is not None:
+            self._until_there_is_room(outbox, wait)
+        visit.response = exchange.response
+
+    def _refuse(self, visit: _Visit, error: Exception) -> None:
+        """The answer to a request that did not enter the flow."""
+        if isinstance(error, ClientLeft):
+            return
+        if isinstance(error, Stopped):
+            visit.asked = False
+            error = ServiceUnavailable("it is being stopped", retry_after=1)
+        elif isinstance(error, InputError) and not isinstance(error, HttpError):
+            error = BadRequest(str(error))
+        if isinstance(error, HttpError):
+            self.refused[error.status] += 1
+            visit.response = refusal(error, visit.accept)
+        else:
+            self.context.log.error("http: a request to %s broke the listener", path_shown(visit.scope), exc_info=error)
+            visit.response = problem(500, {}, {}, visit.accept)
+
+    def done(self) -> None:
+        """A request has its answer."""
+        self.active -= 1
+        if not self.active:
+            self._quiet.set()
 
     def _options(self, path: str, fields: Mapping[str, str]) -> Response | None:
         """The answer to OPTIONS where no route takes it, and to a preflight of CORS."""

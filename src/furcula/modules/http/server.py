@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import errno
 import logging
 import os
@@ -150,6 +151,9 @@ class _Protocol(HttpToolsProtocol):
         self._since = server.now
         self._bytes = 0
         self._trailers = _Trailers(self._max_header)
+        # A request that came while the parser runs; what is done with it depends on whether it comes as a whole.
+        self._parsing = False
+        self._first: RequestResponseCycle | None = None
         self._closing = False
         # What was not yet read by the client when we last looked, and since when.
         self._unread = 0
@@ -181,28 +185,68 @@ class _Protocol(HttpToolsProtocol):
         else:
             self._since = self._server.now
             self._bytes = len(data)
+        self._parsing = True
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             if not self._should_upgrade():
                 self.cycle.keep_alive = False  # what follows may be of a protocol that we do not speak
-            elif self._unanswered:
+                self._begin_first()
+                return
+            self._begin_first()
+            if self._unanswered:
                 self.refuse(400, "there are requests before it without an answer")
             else:
                 self.handle_websocket_upgrade()
             return
         except httptools.HttpParserError as error:
+            self._begin_first()
             cause = error.__context__
             if isinstance(cause, _TooLong):
                 self.refuse(cause.status, str(cause))
             else:
                 self.refuse(400, "the request cannot be read")
             return
+        self._begin_first()
         if self._since:
             self._not_yet_whole()
         elif self._in_head():  # the beginning of the next request came with the end of the last
             self._since = self._server.now
             self._bytes = 0
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        if self._parsing and self._server.at_once is not None:
+            self._first = cycle
+        else:
+            HttpToolsProtocol._start_asgi_task(self, cycle, app)
+
+    def _begin_first(self) -> None:
+        """Begin to handle the request that came: at once if it is here as a whole, else by a task."""
+        self._parsing = False
+        cycle, self._first = self._first, None
+        if cycle is None:
+            return
+        site = self._server.at_once
+        if site is None or cycle.more_body or cycle.waiting_for_100_continue or cycle.disconnected:
+            HttpToolsProtocol._start_asgi_task(self, cycle, self.app)
+            return
+        # In a context of its own, as a task would: a module may set variables.
+        context = contextvars.copy_context()
+        visit = context.run(site.at_once, cycle.scope, bytes(cycle.body))
+        if visit is None:
+            HttpToolsProtocol._start_asgi_task(self, cycle, self.app)
+            return
+        plain = site.plain(visit)
+        if plain is not None and self.respond(cycle, plain):
+            site.done()
+            return
+
+        async def rest(scope: Any, receive: Any, send: Any) -> None:
+            if plain is not None:
+                visit.response = plain
+            await site.finish(visit, receive, send)
+
+        context.run(HttpToolsProtocol._start_asgi_task, self, cycle, rest)
 
     def _not_yet_whole(self) -> None:
         """What came in did not complete the request."""
@@ -373,6 +417,8 @@ class Server:
         self._ticking: asyncio.TimerHandle | None = None
         #: The path of the unix socket, and which file it was: another server may have put its own there since.
         self._unlink: tuple[str, int] | None = None
+        #: What can answer a request that has come as a whole without a task, if the application can do so.
+        self.at_once = app if hasattr(app, "at_once") else None
         #: The time of the loop when we last looked: exact enough to tell who is slow, and free.
         self.now = self.loop.time()
         #: The field that stands on every answer.
