@@ -59,8 +59,15 @@ class Asker:
         What runs in a thread, in a synchronous module, or behind a join goes on to its end.
         """
         self.gone = True
-        for task in tuple(self._running or ()):
-            task.cancel()
+        running, self._running = self._running, None
+        if not running:
+            return
+        current = asyncio.current_task()
+        for task in running:
+            if task is current:  # it would be struck at its next wait, which may be one for another request
+                self.enter(task)
+            else:
+                task.cancel()
 
     def enter(self, task: asyncio.Task[Any]) -> None:
         """For the engine: a coroutine in this task has begun to handle an event of this request."""
@@ -69,7 +76,13 @@ class Asker:
         else:
             self._running.append(task)
 
-    def exit(self, task: asyncio.Task[Any]) -> None:
-        """For the engine: it has ended."""
-        if self._running is not None:
-            self._running.remove(task)
+    def exit(self, task: asyncio.Task[Any]) -> bool:
+        """For the engine: it has ended.
+
+        Returns:
+            Was it cancelled by `leave`? Once, however often that was called; whoever gets True takes this one back.
+        """
+        if self._running is None or task not in self._running:
+            return True
+        self._running.remove(task)
+        return False

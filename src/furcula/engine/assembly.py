@@ -19,9 +19,9 @@ from furcula.engine.outlets import Batch, BestEffort, Consumer, Fanout, Link, Ou
 from furcula.engine.plan import CYCLE_LIMIT, ModulePlan, Plan, RoutePlan
 from furcula.engine.pool import Pool
 from furcula.engine.queue import QueueStep
-from furcula.engine.requests import attended, one_by_one
+from furcula.engine.requests import RequestOutcomes, attended, one_by_one, still_waited_for
 from furcula.engine.sources import Entrance
-from furcula.engine.steps import EndStep, SplitStep, converter, sync_step
+from furcula.engine.steps import BatchStep, EndStep, SplitStep, converter, sync_step
 from furcula.engine.threads import Threads
 from furcula.errors import ConfigurationError, Problem, StartFailed
 from furcula.event import Event
@@ -142,7 +142,11 @@ class Assembly:
             run.instance = subject
         handlings = self._handlings(place, run.instance)
         main = handlings.get("inbox") or next(iter(handlings.values()), None)
-        run.outcomes = run.arrivals = Outcomes(
+        # What is handed on later than it came, or in batches, would be handed on in another request's name.
+        later = plan.way == "pool" or place.options.join
+        later = later or any(handling.waits or handling.receives == "events" for handling in handlings.values())
+        kind = RequestOutcomes if self._asked and later else Outcomes
+        run.outcomes = run.arrivals = kind(
             place.name,
             run.counters,
             declared=place.outboxes,
@@ -152,7 +156,7 @@ class Assembly:
         )
         if place.is_source:
             unasked = getattr(run.instance, "unasked", None)
-            run.arrivals = Outcomes(place.name, run.counters, answers=True, unasked=unasked)
+            run.arrivals = kind(place.name, run.counters, answers=True, unasked=unasked)
             run.entrance = Entrance(place.name, self.origin(place.name), run.outcomes, self._now)
         elif run.instance is not None:
             run.emission = Entrance(place.name, Origin(place.name), run.outcomes, self._now)
@@ -216,7 +220,7 @@ class Assembly:
             run.steps.append(step)
             if plan.way != "queue":
                 return step
-            return self._queue(run, step.accept, size=plan.size, overflow=options.overflow)
+            return self._queue(run, step, size=plan.size, overflow=options.overflow)
         return self._pool(run, handling)
 
     def _pool(self, run: ModuleRun, handling: Handling) -> Any:
@@ -252,11 +256,8 @@ class Assembly:
             def retried() -> None:
                 run.counters.retried += 1
 
-            def park(event: Event[Any], delay_s: float) -> Any:
-                assert pool is not None
-                return pool.park(event, delay_s)
-
-            handle = retrying(attempt, retry, breaker, retried, park if options.key is not None else None)
+            parking = _Parking(lambda: pool) if options.key is not None else None
+            handle = retrying(attempt, retry, breaker, retried, parking)
         if self._asked:
             handle = attended(handle)
         pool = Pool(
@@ -286,7 +287,9 @@ class Assembly:
             waits=handling.waits,
             size=run.plan.size,
             batch_limit=self._batch_limit,
+            choose=self._waited_for(run),
         )
+        pool.together = self._asked
         pool.after = self._after(run.plan.region)
         run.steps.append(pool)
         run.workers.append(pool)
@@ -316,15 +319,26 @@ class Assembly:
 
     # ------------------------------------------------------------------ queues and routes
 
-    def _queue(self, run: ModuleRun, target: Callable[[Batch], Awaitable[None] | None], **rest: Any) -> QueueStep:
+    def _queue(self, run: ModuleRun, step: Any, **rest: Any) -> QueueStep:
         name = rest.pop("name", run.name)
-        if self._asked:
-            target = one_by_one(target, functools.partial(_dropped, run))
+        target: Callable[[Batch], Awaitable[None] | None] = step.accept
+        choose = self._waited_for(run)
+        # A pool sees to it itself when it is the event's turn.
+        if choose is not None and not isinstance(step, Pool | BatchPool):
+            together = isinstance(step, BatchStep)
+            target = _chosen(choose, target) if together else one_by_one(target, functools.partial(_dropped, run))
         queue = QueueStep(name, target, run.arrivals, self._slice, batch_limit=self._batch_limit, **rest)
+        queue.together = self._asked and isinstance(step, BatchStep)
         queue.after = self._after(run.plan.region)
         run.steps.append(queue)
         run.workers.append(queue)
         return queue
+
+    def _waited_for(self, run: ModuleRun) -> Callable[[Batch], Batch] | None:
+        if not self._asked:
+            return None
+        drop = functools.partial(_dropped, run)
+        return lambda batch: still_waited_for(batch, drop)
 
     def _after(self, region: int | None) -> Callable[[], None] | None:
         return None if region is None else self.regions[region].changed
@@ -404,11 +418,37 @@ class Assembly:
         if planned.way == "gate":
             assert planned.region is not None
             rest["allowed"] = self.regions[planned.region].allowed
-        queue = self._queue(target, entry.accept, **rest)
+        queue = self._queue(target, entry, **rest)
         if planned.way == "gate":
             assert planned.region is not None
             self.regions[planned.region].gates.append(queue)
         return queue
+
+
+class _Parking:
+    """The back-off of a pool that is still to be made."""
+
+    def __init__(self, pool: Callable[[], Pool | None]):
+        self._pool = pool
+
+    def park(self, event: Event[Any], delay_s: float, tries: Any) -> Any:
+        pool = self._pool()
+        assert pool is not None
+        return pool.park(event, delay_s, tries)
+
+    def resumed(self, event: Event[Any]) -> Any:
+        pool = self._pool()
+        return None if pool is None else pool.resumed(event)
+
+
+def _chosen(
+    choose: Callable[[Batch], Batch], target: Callable[[Batch], Awaitable[None] | None]
+) -> Callable[[Batch], Awaitable[None] | None]:
+    def take(batch: Batch) -> Awaitable[None] | None:
+        batch = choose(batch)
+        return target(batch) if batch else None
+
+    return take
 
 
 def _dropped(run: ModuleRun, batch: Batch, reason: str) -> None:

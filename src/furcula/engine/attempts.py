@@ -7,7 +7,7 @@ import contextvars
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Any
+from typing import Any, Protocol
 
 from furcula.engine.caught import CAUGHT, snapshot
 from furcula.engine.counters import BATCH_LIMIT
@@ -18,7 +18,7 @@ from furcula.event import Event, copy_data
 from furcula.module import Handling
 from furcula.options import Breaker, Retry
 
-__all__ = ["BreakerState", "Handle", "is_stop", "isolated", "retrying", "single"]
+__all__ = ["BreakerState", "Handle", "Parking", "is_stop", "isolated", "retrying", "single"]
 
 _log = logging.getLogger("furcula.flow")
 
@@ -35,27 +35,32 @@ class BreakerState:
         self._now = now
         self._failures = 0
         self._open_until: float | None = None
-        self._trial = False
+        self._trial: Event[Any] | None = None
 
-    def check(self) -> None:
-        """Raise CircuitOpen if the module is to be left alone."""
+    def check(self, event: Event[Any]) -> None:
+        """Raise CircuitOpen if the module is to be left alone. Where it may be tried again, `event` is the trial."""
         if self._open_until is None:
             return
-        if self._now() < self._open_until or self._trial:
+        if self._now() < self._open_until or self._trial is not None:
             left = max(0.0, self._open_until - self._now())
             raise CircuitOpen(f"{self._name} failed {self._failures} times in a row; it is tried again in {left:.1f} s")
-        self._trial = True
+        self._trial = event
+
+    def release(self, event: Event[Any]) -> None:
+        """The module is through with this event. If it was the trial and proved nothing, the next event is."""
+        if self._trial is event:
+            self._trial = None
 
     def succeeded(self) -> None:
         if self._open_until is not None:
             _log.warning("%s works again: its circuit is closed", self._name)
         self._failures = 0
         self._open_until = None
-        self._trial = False
+        self._trial = None
 
     def failed(self) -> None:
         self._failures += 1
-        if self._trial or self._failures == self._breaker.failures:
+        if self._trial is not None or self._failures == self._breaker.failures:
             self._open_until = self._now() + self._breaker.reset
             _log.warning(
                 "%s failed %d times in a row: its circuit is open for %g s",
@@ -63,7 +68,7 @@ class BreakerState:
                 self._failures,
                 self._breaker.reset,
             )
-        self._trial = False
+        self._trial = None
 
 
 def single(
@@ -166,8 +171,12 @@ async def _as_coroutine(attempt: Handle, event: Event[Any]) -> Any:
 
 def is_stop(error: BaseException) -> bool:
     """Was the task told to stop? A CancelledError out of a future of the user's own is an ordinary failure."""
+    return isinstance(error, asyncio.CancelledError) and _cancelled()
+
+
+def _cancelled() -> bool:
     task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return task is not None and task.cancelling() > 0
 
 
 def _caught(call: Callable[[Any], Any], argument: Any) -> tuple[Any, BaseException | None]:
@@ -200,26 +209,24 @@ def retrying(
     retry: Retry,
     breaker: BreakerState | None,
     retried: Callable[[], None],
-    park: Callable[[Event[Any], float], Any] | None = None,
+    parking: Parking | None = None,
 ) -> Handle:
     """Make further tries after a failure. Each sees the original payload.
 
     Args:
         attempt: One try.
         retried: Called for each further try.
-        park: Puts the event into back-off and gives the answer to return meanwhile; the event is handled again when
-            that is over. None: wait here.
+        parking: Where an event waits for its next try; it is handled again then. None: wait here.
     """
-    tries: dict[int, _Try] = {}
 
     async def handle(event: Event[Any]) -> Any:
-        state = tries.pop(id(event), None) or _Try(event)
+        state = (parking.resumed(event) if parking is not None else None) or _Try(event)
         while True:
             state.tried += 1
             answer: Any
             try:
                 if breaker is not None:
-                    breaker.check()
+                    breaker.check(event)
                 answer = await attempt(event)
                 error = answer.failed.error if type(answer) is Many and answer.failed is not None else None
             except CAUGHT as raised:
@@ -234,22 +241,42 @@ def retrying(
                 if breaker is not None:
                     breaker.succeeded()
                 return answer
-            if breaker is not None and not isinstance(error, CircuitOpen):
+            # What a module makes of being cancelled says nothing about it, and nobody waits for a further try.
+            cancelled = _cancelled()
+            if breaker is not None and not isinstance(error, CircuitOpen) and not cancelled:
                 breaker.failed()
             # An open circuit is not waited for: leaving the module alone is its purpose.
-            last = state.tried >= retry.attempts or isinstance(error, CircuitOpen)
+            last = cancelled or state.tried >= retry.attempts or isinstance(error, CircuitOpen)
             last = last or not isinstance(error, retry.errors)
             state.restore(event, last)
             if last:
                 failed = Failed(error, state.tried, touched=False)
                 return Many(answer.items, failed) if type(answer) is Many else failed
             retried()
-            if park is not None:
-                tries[id(event)] = state
-                return park(event, retry.delay_s(state.tried))
+            if parking is not None:
+                return parking.park(event, retry.delay_s(state.tried), state)
             await asyncio.sleep(retry.delay_s(state.tried))
 
-    return handle
+    if breaker is None:
+        return handle
+
+    async def released(event: Event[Any]) -> Any:
+        try:
+            return await handle(event)
+        finally:
+            breaker.release(event)
+
+    return released
+
+
+class Parking(Protocol):
+    """Where events wait between their tries. It keeps what was tried with the event, and lets go of both at once."""
+
+    def park(self, event: Event[Any], delay_s: float, tries: Any) -> Any:
+        """Put the event into back-off. Returns the answer to give meanwhile."""
+
+    def resumed(self, event: Event[Any]) -> Any:
+        """What `park` was given with this event, if it comes out of its back-off now; else None."""
 
 
 class _Try:

@@ -27,6 +27,9 @@ class BatchPool(QueueStep):
 
     `retry` and `timeout` are the batch's: after a failure the whole batch is handed over again. Members that the
     function failed by index (`BatchFailed`) are not tried again.
+
+    Args:
+        choose: Gives the events of a batch that are still to be handled, and sees to the others.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class BatchPool(QueueStep):
         waits: bool,
         size: int,
         batch_limit: int,
+        choose: Callable[[Batch], Batch] | None = None,
     ):
         super().__init__(
             outcomes.name,
@@ -54,12 +58,17 @@ class BatchPool(QueueStep):
         self._retry = options.retry
         self._keep = options.keep == "original" or options.retry is not None
         self._timeout_s = float(options.timeout) if options.timeout is not None else None
+        self._choose = choose
         self._current: Batch = []
 
     def _handle(self, batch: Batch) -> Awaitable[None]:
         return self._tries(batch)
 
     async def _tries(self, batch: Batch) -> None:
+        if self._choose is not None:
+            batch = self._choose(batch)
+            if not batch:
+                return
         self._current = batch
         began = perf_counter()
         originals = None

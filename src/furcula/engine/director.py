@@ -266,10 +266,16 @@ class Director:
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
-        if task.cancelled() or task.exception() is None:
-            return
+        error: BaseException | None
+        if task.cancelled():
+            if self._stopping is not None or self._ended is None or self._ended.is_set():
+                return
+            error = RuntimeError(f"{task.get_name()} was cancelled while the flow was {self.phase}")
+        else:
+            error = task.exception()
+            if error is None:
+                return
         # Modules cannot get here with an exception of theirs: this is a defect of the engine, and not to be hidden.
-        error = task.exception()
         _log.critical("%s broke; the flow stops", task.get_name(), exc_info=error)
         self._failure = error
         if self._ended is not None:

@@ -8,7 +8,9 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
+from furcula.correlation import CURRENT
 from furcula.engine.counters import Counters
 from furcula.engine.outlets import Batch, Consumer, Outlet, all_of, settle
 from furcula.errors import Expired, FurculaError, ModuleError, nearest
@@ -17,7 +19,7 @@ from furcula.graph import EXCEPTION_PORTS
 from furcula.receipt import Carrier, Receipt
 from furcula.statuses import HttpError
 
-__all__ = ["ABSENT", "Dropped", "Failed", "Many", "Outcomes"]
+__all__ = ["ABSENT", "Dropped", "Failed", "Many", "Outcomes", "who_asked"]
 
 _log = logging.getLogger("furcula.flow")
 _HERE = str(Path(__file__).parent)
@@ -173,7 +175,7 @@ class Outcomes:
         for event in batch:
             receipt = event.carrier()
             try:
-                taken = None if receipt is None else receipt.answer(event)
+                taken = None if receipt is None else _offer(event, receipt)
                 if taken is None and self._unasked is not None:
                     self._unasked(event)
             except Exception as error:
@@ -404,17 +406,22 @@ class Outcomes:
         earlier = "".join(f" (before that: {f.module}: {f.type}: {f.message})" for f in event.failures[-1:])
         # Who is refused with a 401 or a 404 is told so; nothing of ours is out of order.
         refused = failure.status is not None and failure.status < 500
-        _log.log(
-            logging.INFO if refused else logging.ERROR,
-            "%s failed on event %s, and nothing catches it: %s: %s%s [failure %d here]%s",
-            self.name,
-            event.id,
-            failure.type,
-            failure.message,
-            earlier,
-            number,
-            f"\n{failure.traceback}" if failure.traceback and number <= 3 else "",
-        )
+        # This may be another request's turn, a timer's that it has set, or nobody's.
+        token = CURRENT.set(who_asked(event._receipt))
+        try:
+            _log.log(
+                logging.INFO if refused else logging.ERROR,
+                "%s failed on event %s, and nothing catches it: %s: %s%s [failure %d here]%s",
+                self.name,
+                event.id,
+                failure.type,
+                failure.message,
+                earlier,
+                number,
+                f"\n{failure.traceback}" if failure.traceback and number <= 3 else "",
+            )
+        finally:
+            CURRENT.reset(token)
 
 
 def all_same(events: Batch, results: Any) -> bool:
@@ -429,31 +436,76 @@ def all_same(events: Batch, results: Any) -> bool:
         return False
 
 
+def _offer(event: Event[Any], receipt: Carrier) -> bool | None:
+    """Offer an answer to whoever asked, as `Carrier.answer`. What answers several requests, each gets for its own."""
+    parents = {id(parent): parent for parent in getattr(receipt, "parents", ())}
+    if not parents:
+        return receipt.answer(event)
+    *others, last = parents.values()
+    answers = [_offer(event.duplicate(None), parent) for parent in others]
+    answers.append(_offer(event, last))
+    return True if True in answers else (False if False in answers else None)
+
+
+def who_asked(receipt: Any) -> Any:
+    """The asker whose event carries this receipt; None: nobody's, or several askers'."""
+    if type(receipt) is Receipt:
+        return None
+    asker = getattr(receipt, "asker", None)
+    if asker is not None:
+        return asker
+    askers = {id(asker): asker for asker in map(who_asked, getattr(receipt, "parents", ()))}
+    return next(iter(askers.values())) if len(askers) == 1 else None
+
+
 def make_failure(module: str, how: Failed, route: str = "") -> Failure:
+    """What happened, as a value. Raises nothing, whatever the exception is like: the engine has no one to catch it."""
     error = how.error
     own = isinstance(error, FurculaError)
-    try:
-        message = str(error)
-    except Exception:
-        message = "(its message could not be made)"
     # Only errors of ours: that a server *we* asked said 404 is no status for whoever asked us.
-    status = getattr(error, "status", None) if own else None
-    said = error.problem() if isinstance(error, HttpError) else {}
-    headers = error.headers if isinstance(error, HttpError) else {}
+    status = _say(error, "status", lambda: getattr(error, "status", None), None) if own else None
+    headers: Any = {}
+    problem: Any = {}
+    if isinstance(error, HttpError):
+        headers = _say(error, "headers", lambda: dict(error.headers), {})
+        if not all(type(name) is str and type(value) is str for name, value in headers.items()):
+            headers = {}
+        problem = _say(error, "problem", error.problem, {})
     return Failure(
         module=module,
         type=type(error).__name__,
-        message=message,
+        message=_say(error, "message", lambda: str(error), "(its message could not be made)"),
         traceback="" if own else format_traceback(error),
         attempts=how.attempts,
-        retryable=bool(getattr(error, "retryable", False)),
+        retryable=_say(error, "retryable", lambda: bool(getattr(error, "retryable", False)), False),
         touched=how.touched,
         at=time.time(),
         route=route,
-        status=status if isinstance(status, int) else None,
+        status=status if isinstance(status, int) and not isinstance(status, bool) else None,
         headers=headers,
-        problem=said,
+        problem=problem if isinstance(problem, dict) else {},
     )
+
+
+def _say(error: BaseException, what: str, how: Callable[[], Any], otherwise: Any) -> Any:
+    """What an exception says of itself. It is of a class of the user's, and may raise."""
+    try:
+        return how()
+    except Exception as raised:
+        kind = type(error)
+        if kind not in _speechless:
+            _speechless.add(kind)
+            _log.warning(
+                "%s cannot tell its %s; does its __init__ call super().__init__()?",
+                kind.__name__,
+                what,
+                exc_info=raised,
+            )
+        return otherwise
+
+
+#: Classes of exceptions of which it was logged already that they could not be read.
+_speechless: WeakSet[type] = WeakSet()
 
 
 def format_traceback(error: BaseException) -> str:

@@ -195,6 +195,9 @@ class Pool:
         self._waiting_in_lanes = 0
         self._stuck: deque[_Worker] = deque()
         self._parked: dict[Hashable, Event[Any]] = {}
+        # What was tried of each event in back-off. By the event itself: by its id, the next one at its address would
+        # take over what it left behind.
+        self._tries: dict[Event[Any], Any] = {}
         # Lanes to go on with: those whose back-off is over, and (with None) those that a pause has interrupted.
         self._resumable: deque[tuple[Hashable, Event[Any] | None]] = deque()
         # Tries under a time limit, the earliest deadline first: the limit is the same for all.
@@ -549,6 +552,7 @@ class Pool:
             worker.event = worker.place = worker.attempt_since = None
             if result is PARKED:  # whoever takes it out of its back-off goes on with the lane
                 return
+            self._tries.pop(event, None)  # it may have ended without a further try
             if worker.abandoned:
                 worker.abandoned = False
             else:
@@ -568,14 +572,15 @@ class Pool:
         if room is not None and not room.done():
             room.set_result(None)
 
-    def park(self, event: Event[Any], delay_s: float) -> Any:
-        """Put an event into back-off: its lane waits, its worker does not."""
+    def park(self, event: Event[Any], delay_s: float, tries: Any) -> Any:
+        """Put an event into back-off: its lane waits, its worker does not. See `attempts.Parking`."""
         worker = self._worker_of(event)
         if worker is None:
             raise RuntimeError("only an event being handled can be put into back-off")
         key = worker.key
         self._lanes.setdefault(key, deque())
         self._parked[key] = event
+        self._tries[event] = tries
 
         def resume() -> None:
             if self._parked.get(key) is event:
@@ -585,6 +590,9 @@ class Pool:
 
         asyncio.get_running_loop().call_later(delay_s, resume)
         return PARKED
+
+    def resumed(self, event: Event[Any]) -> Any:
+        return self._tries.pop(event, None)
 
     # ------------------------------------------------------------------ time limits
 
@@ -732,6 +740,7 @@ class Pool:
         for lane in self._lanes.values():
             held += lane
         self._parked.clear()
+        self._tries.clear()
         self._resumable.clear()
         self._lanes.clear()
         self._waiting_in_lanes = 0

@@ -97,6 +97,15 @@ class Queue:
                 sender.set_result(None)
         return batch
 
+    def gather(self, most: int) -> Batch:
+        """The next events, at most `most`, however they came."""
+        batch = self.take(most)
+        if len(batch) < most and self._batches:
+            batch = list(batch)
+            while len(batch) < most and self._batches:
+                batch += self.take(most - len(batch))
+        return batch
+
     def clear(self) -> Batch:
         """Everything, also of those who wait; they are told to go on."""
         held = [event for batch in self._batches for event in batch]
@@ -169,6 +178,8 @@ class QueueStep:
         self.overflow: Overflow = overflow
         #: Called after events have been handed on.
         self.after: Callable[[], None] | None = None
+        #: Hand on together what came one by one, as requests do: for a function of batches.
+        self.together = False
         self._target = target
         self._slice = time_slice
         self._allowed = allowed
@@ -216,7 +227,7 @@ class QueueStep:
                 await self._wake
                 continue
             self._busy = True
-            batch = queue.take(most)
+            batch = queue.gather(most) if self.together else queue.take(most)
             began = perf_counter()
             wait = self._target(batch)
             pace.measured(len(batch), perf_counter() - began)

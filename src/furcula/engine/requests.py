@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from furcula.asking import Asker
 from furcula.correlation import CURRENT
-from furcula.engine.outcome import Dropped
-from furcula.engine.outlets import Batch, all_of
+from furcula.engine.caught import CAUGHT
+from furcula.engine.outcome import Dropped, Failed, Many, Outcomes, who_asked
+from furcula.engine.outlets import Batch, Consumer, Link, Outlet, all_of
+from furcula.engine.steps import BatchStep
 from furcula.errors import Unanswered
 from furcula.event import Event
 from furcula.receipt import Origin, Slot, Tracked
 
-__all__ = ["FutureAsker", "Request", "attended", "one_by_one"]
+__all__ = ["FutureAsker", "Request", "RequestOutcomes", "attended", "one_by_one", "still_waited_for"]
+
+_log = logging.getLogger("furcula.flow")
 
 GONE = Dropped("cancelled")
 
@@ -46,7 +52,10 @@ class Request(Tracked, gc=False, eq=False):
         self.origin.settle(self.fate or "dropped", 1, self.reason)
         settled, self.settled, self.asker = self.settled, None, None
         if settled is not None:
-            settled(self)
+            try:
+                settled(self)
+            except Exception:  # the slot is settled all the same, and so are the others of its batch
+                _log.exception("whoever asked raised when told that the request is settled")
 
     def answer(self, reply: object) -> bool | None:
         asker: Asker | None = self.asker
@@ -103,19 +112,23 @@ def attended(handle: Callable[[Event[Any]], Awaitable[Any]]) -> Callable[[Event[
         token = CURRENT.set(asker)
         asker.enter(task)
         cancelling = task.cancelling()
+        left = False
         try:
-            answer = await handle(event)
-        except asyncio.CancelledError:
-            if asker.gone and task.cancelling() > cancelling:
-                task.uncancel()
-                return GONE
-            raise
-        finally:
-            asker.exit(task)
-            CURRENT.reset(token)
-        if asker.gone and task.cancelling() > cancelling:  # it would not be cancelled, and has come to its end
-            task.uncancel()
-        return answer
+            try:
+                answer = await handle(event)
+            finally:
+                CURRENT.reset(token)
+                # Whatever the module made of it, the cancellation is spent; one of the flow's own is not.
+                left = asker.exit(task)
+                if left:
+                    task.uncancel()
+        except CAUGHT:
+            if not left or task.cancelling() > cancelling:
+                raise
+            return GONE
+        if left and (type(answer) is Failed or (type(answer) is Many and answer.failed is not None)):
+            return GONE
+        return answer  # it may be one that would not be cancelled, and has come to its end
 
     return attend
 
@@ -142,13 +155,74 @@ def one_by_one(
                 drop([event], "cancelled")
                 continue
             else:
-                token = CURRENT.set(asker)
-                try:
-                    wait = target([event])
-                finally:
-                    CURRENT.reset(token)
+                wait = _under(asker, target, [event])
             if wait is not None:
                 waits.append(wait)
         return all_of(waits)
 
     return take
+
+
+def still_waited_for(batch: Batch, drop: Callable[[Batch, str], object]) -> Batch:
+    """The batch without the events of requests whose asker has left; `drop` takes those."""
+    gone: Batch = []
+    stay: Batch = []
+    for event in batch:
+        request = event._receipt
+        left = type(request) is Request and request.asker is not None and request.asker.gone
+        (gone if left else stay).append(event)
+    if gone:
+        drop(gone, "cancelled")
+    return stay
+
+
+class RequestOutcomes(Outcomes):
+    """The way out of a module that answers several requests at once, or long after their events came.
+
+    What follows, and each line logged by it, is done under the name of the request whose event it is.
+    """
+
+    #: The next module takes whole batches: those are left together, and are under nobody's name.
+    _together = False
+
+    def connect(
+        self, outlets: Mapping[str, Outlet], exceptions: Mapping[str, Outlet], dead_letter: Consumer | None
+    ) -> None:
+        super().connect(outlets, exceptions, dead_letter)
+        self._together = type(self.main) is Link and type(self.main.consumer) is BatchStep
+
+    def sort_out(self, events: Batch, results: Sequence[Any], originals: Any = None) -> Awaitable[None] | None:
+        askers = [who_asked(event._receipt) for event in events]
+        if len(askers) == 1 or all(asker is askers[0] for asker in askers):
+            return _under(askers[0], super().sort_out, events, results, originals)
+        if self._together:
+            return _under(None, super().sort_out, events, results, originals)
+        waits: list[Awaitable[None]] = []
+        first = 0
+        for _, same in groupby(askers, id):
+            last = first + len(list(same))
+            kept = None if originals is None else originals[first:last]
+            wait = _under(askers[first], super().sort_out, events[first:last], results[first:last], kept)
+            if wait is not None:
+                waits.append(wait)
+            first = last
+        return all_of(waits)
+
+    def fail(self, failed: Sequence[tuple[Event[Any], Failed]]) -> Awaitable[None] | None:
+        waits: list[Awaitable[None]] = []
+        for one in failed:
+            wait = _under(who_asked(one[0]._receipt), super().fail, [one])
+            if wait is not None:
+                waits.append(wait)
+        return all_of(waits)
+
+
+def _under(asker: Any, call: Callable[..., Awaitable[None] | None], *arguments: Any) -> Awaitable[None] | None:
+    """Call it in the name of `asker`, or of nobody."""
+    if CURRENT.get() is asker:
+        return call(*arguments)
+    token = CURRENT.set(asker)
+    try:
+        return call(*arguments)
+    finally:
+        CURRENT.reset(token)

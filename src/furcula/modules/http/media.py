@@ -7,8 +7,8 @@ import importlib.util
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from furcula.codecs import codec
-from furcula.errors import InputError, nearest
+from furcula.codecs import Codec, codec
+from furcula.errors import nearest
 from furcula.statuses import NotAcceptable, UnsupportedMediaType
 
 __all__ = [
@@ -56,6 +56,34 @@ _ALIASES: Final = {
     "application/x-msgpack": MSGPACK,
     "application/vnd.msgpack": MSGPACK,
     "text/json": JSON,
+}
+
+#: Charsets of the texts that are read: each name, without `-` and `_`, and Python's name for it. It is the client who
+#: says it, and Python knows some that take quadratic time (punycode, idna), and remembers every name it was asked for.
+_CHARSETS: Final[Mapping[str, str]] = {
+    "utf8": "utf-8",
+    "utf16": "utf-16",
+    "utf16le": "utf-16-le",
+    "utf16be": "utf-16-be",
+    "utf32": "utf-32",
+    "utf32le": "utf-32-le",
+    "utf32be": "utf-32-be",
+    "ascii": "ascii",
+    "usascii": "ascii",
+    "latin1": "iso8859-1",
+    **{f"iso8859{part}": f"iso8859-{part}" for part in range(1, 17) if part != 12},  # there is no part 12
+    **{f"{name}{page}": f"cp{page}" for page in range(1250, 1259) for name in ("windows", "cp")},
+    "koi8r": "koi8-r",
+    "koi8u": "koi8-u",
+    "shiftjis": "shift_jis",
+    "sjis": "shift_jis",
+    "eucjp": "euc_jp",
+    "iso2022jp": "iso2022_jp",
+    "gb2312": "gb2312",
+    "gbk": "gbk",
+    "gb18030": "gb18030",
+    "big5": "big5",
+    "euckr": "euc_kr",
 }
 
 _json = codec("json")
@@ -126,6 +154,7 @@ def decode(content_type: str | None, raw: bytes) -> Any:
 
     Raises:
         InputError: It is not what it says it is.
+        UnsupportedMediaType: Its charset is none of those that are read.
     """
     if content_type is None:
         return raw
@@ -139,13 +168,16 @@ def decode(content_type: str | None, raw: bytes) -> Any:
         return _msgpack.decode(raw)
     if plain.startswith("text/"):
         charset = parameters.get("charset", "utf-8")
-        try:
-            return codec("text", charset).decode(raw)
-        except InputError:
-            raise
-        except ValueError:
-            raise UnsupportedMediaType(f"the charset {charset[:40]!r} is not known here") from None
+        known = _CHARSETS.get(charset.lower().replace("-", "").replace("_", ""))
+        if known is None:
+            raise UnsupportedMediaType(f"the charset {charset[:40]!r} is not known here")
+        return _text(known).decode(raw)
     return raw
+
+
+@functools.cache
+def _text(charset: str) -> Codec:
+    return codec("text", charset)
 
 
 def _xml(data: Any) -> bytes:

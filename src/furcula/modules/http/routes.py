@@ -18,13 +18,10 @@ __all__ = ["METHODS", "Route", "Routes"]
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 _SOCKET: Final = "WS"
 
-#: `{name}` one part of a path; `{name:int}` digits, given as an int; `{name:path}` all the rest, slashes too.
+#: `{name}` one part of a path, or some of it; `{name:int}` digits, given as an int; `{name:path}` all the rest, slashes
+#: too.
 _PARAMETER: Final = re.compile(r"\{([A-Za-z_]\w*)(?::(\w+))?\}")
-_PATTERNS: Final[Mapping[str, tuple[str, Callable[[str], Any]]]] = {
-    "str": (r"[^/]+", str),
-    "int": (r"\d{1,18}", int),
-    "path": (r".*", str),
-}
+_KINDS: Final[Mapping[str, Callable[[str], Any]]] = {"str": str, "int": int, "path": str}
 
 Reply = Literal["first", "all", "stream", "sse"]
 
@@ -131,20 +128,10 @@ class _Entry:
             self.pattern = self._compiled(path, base)
 
     def _compiled(self, path: str, base: str) -> re.Pattern[str]:
-        text, position = re.escape(base), 0
-        for found in _PARAMETER.finditer(path):
-            name, kind = found[1], found[2] or "str"
-            if kind not in _PATTERNS:
-                raise ValueError(f"{path!r}: there is no kind of parameter {kind!r}{nearest(kind, _PATTERNS)}")
-            if name in self.converters:
-                raise ValueError(f"{path!r} has two parameters {name!r}")
-            pattern, self.converters[name] = _PATTERNS[kind]
-            text += re.escape(path[position : found.start()]) + f"(?P<{name}>{pattern})"
-            position = found.end()
-        rest = path[position:]
-        if "{" in re.sub(_PARAMETER, "", path) or "}" in re.sub(_PARAMETER, "", path):
-            raise ValueError(f"{path!r}: a parameter is written {{name}}, {{name:int}} or {{name:path}}")
-        return re.compile(text + re.escape(rest), re.DOTALL)
+        fixed, parameters = _parsed(path)
+        for name, kind in parameters:
+            self.converters[name] = _KINDS[kind]
+        return re.compile(_expression(base + fixed[0], parameters, fixed[1:]), re.DOTALL)
 
     def add(self, methods: Iterable[str], route: Any) -> None:
         for method in methods:
@@ -165,6 +152,67 @@ class _Entry:
 
     def params(self, found: re.Match[str]) -> dict[str, Any]:
         return {name: self.converters[name](value) for name, value in found.groupdict().items()}
+
+
+def _parsed(path: str) -> tuple[list[str], list[tuple[str, str]]]:
+    """The fixed texts of a path (before, between and after its parameters), and name and kind of each parameter.
+
+    Raises:
+        ValueError: Something is wrong with it.
+    """
+    fixed: list[str] = []
+    parameters: list[tuple[str, str]] = []
+    position = 0
+    for found in _PARAMETER.finditer(path):
+        name, kind = found[1], found[2] or "str"
+        if kind not in _KINDS:
+            raise ValueError(f"{path!r}: there is no kind of parameter {kind!r}{nearest(kind, _KINDS)}")
+        if any(name == other for other, _ in parameters):
+            raise ValueError(f"{path!r} has two parameters {name!r}")
+        if parameters and position == found.start():
+            raise ValueError(f"{path!r}: nothing stands between {parameters[-1][0]!r} and {name!r} to tell them apart")
+        if parameters and parameters[-1][1] == "path":
+            raise ValueError(f"{path!r}: {parameters[-1][0]!r} takes all the rest, so {name!r} cannot come after it")
+        fixed.append(path[position : found.start()])
+        parameters.append((name, kind))
+        position = found.end()
+    fixed.append(path[position:])
+    if any("{" in text or "}" in text for text in fixed):
+        raise ValueError(f"{path!r}: a parameter is written {{name}}, {{name:int}} or {{name:path}}")
+    return fixed, parameters
+
+
+def _expression(begin: str, parameters: list[tuple[str, str]], after: list[str]) -> str:
+    """A regular expression that takes time in proportion to the path, whatever the path is.
+
+    A stranger writes the path, so two parameters in one part of it (`/{name}.{ext}`) must not both be free to grow and
+    shrink: that would try each length of one with each length of the other. The first takes as much as it can, as in
+    any regular expression; a later one cannot have in it the text that stands before it. That loses next to nothing,
+    since the earlier one would have taken that text. And each part of the path, with the slash at its end, is matched
+    once (`(?>`): no other way to match it would let the parts behind it begin anywhere else.
+    """
+    text, free, before = "", True, begin.rpartition("/")[2]
+    if parameters[-1][1] == "path" and after[-1]:  # so that what stands before it is not tried in vain
+        text = f"(?=.*{re.escape(after[-1])}\\Z)"
+    text += re.escape(begin) + "(?>"
+    for (name, kind), following in zip(parameters, after, strict=True):
+        if kind == "int":
+            pattern = r"\d{1,18}"
+        elif kind == "path":
+            pattern = ".*"
+        elif free:
+            pattern, free = "[^/]+", False
+        else:
+            pattern = f"(?:(?!{re.escape(before)})[^/])+"
+        text += f"(?P<{name}>{pattern})"
+        head, slash, rest = following.partition("/")
+        if slash and kind != "path":
+            middle, _, before = f"/{rest}".rpartition("/")
+            text += f"{re.escape(head)}/){re.escape(f'{middle}/'[1:])}(?>{re.escape(before)}"
+            free = True
+        else:
+            text, before = text + re.escape(following), following
+    return text + "\\Z)"
 
 
 class Routes:
@@ -241,4 +289,5 @@ class Routes:
 
 
 def _upgrade(path: str) -> UpgradeRequired:
-    return UpgradeRequired(f"{path} is a WebSocket", headers={"upgrade": "websocket", "connection": "Upgrade"})
+    # `Connection: upgrade` belongs to it, but that field is the server's.
+    return UpgradeRequired(f"{path} is a WebSocket", headers={"upgrade": "websocket"})

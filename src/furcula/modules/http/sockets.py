@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -32,9 +32,11 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-#: Messages of one connection that may be in the flow at once. Beyond that it is not read.
+#: Messages of one connection that may be in the flow at once. Those that wait for room before it count too; one more is
+#: read, and beyond that the connection is not read.
 WINDOW: Final = 64
-#: Seconds that a connection gets to take what is still to be sent when the flow stops.
+#: Seconds that a connection gets to take what is still to be sent when the flow stops, and that the news of its end
+#: waits for room in the flow.
 FAREWELL_S: Final = 2.0
 
 _json = codec("json")
@@ -49,8 +51,14 @@ class _Connection:
         self.headers = headers
         self.id: str = headers["connection"]
         self.asking: set[_Asked] = set()
+        #: What has been read and waits for room in the flow. `feeder` waits for that room, or the reader where WINDOW
+        #: messages are in the flow.
+        self.held: deque[Message] = deque()
+        #: The flow has been told of this connection, if it wants to be.
+        self.told = False
         self.reader: asyncio.Task[None] | None = None
         self.writer: asyncio.Task[None] | None = None
+        self.feeder: asyncio.Future[None] | None = None
         self.close_code: int | None = None
         self._waiting: deque[str | bytes] = deque()
         self._changed = asyncio.Event()
@@ -131,6 +139,8 @@ class Sockets:
         self._site = site
         self._open: dict[str, _Connection] = {}
         self._serving: set[asyncio.Task[Any]] = set()
+        #: Outboxes of announcements behind which the flow has no room: until it has.
+        self._no_room: dict[str, asyncio.Future[Any]] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -139,23 +149,25 @@ class Sockets:
         """Send an event to the connections that its `headers.connection` names.
 
         Raises:
-            NotFound: There is no such connection.
+            NotFound: None of them is there. Some have left: the others got the event.
             TooSlow: A connection does not read, and has been closed for it. The others got the event.
         """
         wanted = event.headers["connection"]
-        frames = {codec: _frame(event, codec, self._site.show_errors) for codec in ("json", "text")}
         if wanted == "*":
             targets = list(self._open.values())
         else:
-            names = wanted if isinstance(wanted, list) else [wanted]
+            names = wanted if isinstance(wanted, list | tuple) else [wanted]
             targets = [self._open[name] for name in names if isinstance(name, str) and name in self._open]
-            if len(targets) < len(names):
-                missing = next(name for name in names if name not in self._open)
-                raise NotFound(f"there is no connection {missing!r}")
+            if names and not targets:
+                raise NotFound(f"there is no connection {' or '.join(map(repr, names[:3]))}")
+        frames: dict[str, str | bytes] = {}
         slow: TooSlow | None = None
         for connection in targets:
+            form = connection.endpoint.codec
+            if form not in frames:
+                frames[form] = _frame(event, form, self._site.show_errors)
             try:
-                connection.put(frames[connection.endpoint.codec])
+                connection.put(frames[form])
             except TooSlow as error:
                 slow = error
         if slow is not None and wanted != "*":
@@ -167,9 +179,7 @@ class Sockets:
         """Serve one connection until it is closed."""
         if (await receive())["type"] != "websocket.connect":
             return
-        fields: dict[str, str] = {}
-        for name, value in scope["headers"]:
-            fields[name.decode("latin-1")] = value.decode("latin-1")
+        fields = _joined(scope["headers"])
         path, root = scope["path"], scope.get("root_path", "")
         if root and path.startswith(root):
             path = path[len(root) :] or "/"
@@ -181,7 +191,8 @@ class Sockets:
             await _refuse(scope, send, problem(refused, {}, {}, None))
             return
         endpoint, params = found
-        client = scope["client"]
+        client = scope.get("client")  # not every server says it, nor an empty query
+        query = scope.get("query_string") or b""
         headers: dict[str, Any] = {
             "method": "WS",
             "path": path,
@@ -192,8 +203,8 @@ class Sockets:
             "connection": new_id(),
         }
         try:
-            if scope["query_string"]:
-                headers["query"] = form_fields(scope["query_string"].decode("latin-1"), "the query")
+            if query:
+                headers["query"] = form_fields(query.decode("latin-1"), "the query")
         except HttpError as error:
             await _refuse(scope, send, problem(error.status, error.problem(), {}, None))
             return
@@ -204,21 +215,28 @@ class Sockets:
         assert task is not None
         self._serving.add(task)
         connection.writer = asyncio.create_task(connection.write(send), name="furcula http: websocket writer")
+        connection.told = "opened" not in self._site.announces
+        if not connection.told:
+            self._feed(connection, self._tell_opened(connection))
         connection.reader = asyncio.create_task(self._read(connection, receive), name="furcula http: websocket reader")
         try:
-            self._tell(connection, "opened")
             # The reader ends when the client leaves or the flow drains, the writer when it has closed.
             await asyncio.wait((connection.reader, connection.writer), return_when=asyncio.FIRST_COMPLETED)
-            if connection.reader.cancelled() and not connection.writer.done():
+            stopping = connection.reader.cancelled() or connection.close_code == 1001
+            if stopping and not connection.writer.done():
                 await asyncio.wait((connection.writer,))
         finally:
             del self._open[connection.id]
-            self._serving.discard(task)
-            for part in (connection.reader, connection.writer):
+            parts = [part for part in (connection.reader, connection.writer, connection.feeder) if part is not None]
+            for part in parts:
                 part.cancel()
-            await asyncio.gather(connection.reader, connection.writer, return_exceptions=True)
-            connection.left()
-            self._tell(connection, "closed")
+            connection.held.clear()
+            try:
+                await asyncio.gather(*parts, return_exceptions=True)
+                connection.left()
+                await self._tell_closed(connection)
+            finally:
+                self._serving.discard(task)
 
     def _may(self, fields: Mapping[str, str]) -> bool:
         """May the page that opens this connection do so? Browsers do not ask, so the server has to look."""
@@ -226,53 +244,154 @@ class Sockets:
         if origin is None:
             return True
         cors = self._site.settings.cors
-        return (cors is not None and cors.allows(origin)) or urlsplit(origin).netloc == fields.get("host")
+        if cors is not None and cors.allows(origin):
+            return True
+        try:
+            own = urlsplit(origin).netloc
+        except ValueError:  # `http://[`: no browser says so
+            return False
+        return bool(own) and own == fields.get("host")
 
-    def _tell(self, connection: _Connection, outbox: str) -> None:
-        if outbox in self._site.announces:
-            with contextlib.suppress(Stopped):
-                self._site.context.admit([Event(None, dict(connection.headers))], outbox)
+    # ------------------------------------------------------------------ what comes in
 
     async def _read(self, connection: _Connection, receive: Receive) -> None:
-        site, endpoint = self._site, connection.endpoint
+        """Read on while the messages before wait for room in the flow: else nobody would notice that the client leaves.
+
+        What is read and not asked yet counts as if it were in the flow.
+        """
         while True:
             message = await receive()
             if message["type"] != "websocket.receive":
                 return
-            data: Any = message.get("text")
-            if data is None:
-                data = message.get("bytes")
-            elif endpoint.codec == "json":
-                try:
-                    data = _json.decode(data.encode("utf-8"))
-                except InputError as error:
-                    connection.put(problem(400, {"detail": str(error)}, {}, None).body.decode())
-                    continue
-                except UnicodeError:
-                    connection.put(problem(400, {"detail": "not UTF-8"}, {}, None).body.decode())
-                    continue
-            asked = _Asked(connection, new_id())
-            connection.asking.add(asked)
-            headers = {**connection.headers, "request_id": asked.request_id}
-            try:
-                wait = site.context.ask(Event(data, headers), asked, endpoint.outbox)
-            except Stopped:
-                connection.asking.discard(asked)
-                connection.close(1001)
+            connection.held.append(message)
+            if not self._go_on(connection):
                 return
-            if wait is not None:
-                await wait
-            while len(connection.asking) >= WINDOW:
+            while len(connection.asking) + len(connection.held) > WINDOW:
                 connection.room.clear()
                 await connection.room.wait()
+                if not self._go_on(connection):
+                    return
+
+    def _go_on(self, connection: _Connection) -> bool:
+        """Ask what is held, unless somebody waits already for room to do so. False: the flow takes nothing more."""
+        if connection.feeder is None:
+            try:
+                wait = self._ask_held(connection)
+            except Stopped:
+                self._stopped(connection)
+                return False
+            if wait is not None:
+                self._feed(connection, wait)
+        return True
+
+    def _feed(self, connection: _Connection, wait: Awaitable[None]) -> None:
+        """Ask what is held when this wait is over."""
+
+        def over(feeder: asyncio.Future[None]) -> None:
+            if not feeder.cancelled() and (error := feeder.exception()) is not None:
+                self._site.context.log.error("http: a WebSocket waited for room and got an error", exc_info=error)
+            connection.feeder = None
+            self._go_on(connection)
+            connection.room.set()
+
+        connection.feeder = asyncio.ensure_future(wait)
+        connection.feeder.add_done_callback(over)
+
+    def _ask_held(self, connection: _Connection) -> Awaitable[None] | None:
+        while connection.held and len(connection.asking) < WINDOW:
+            wait = self._ask(connection, connection.held.popleft())
+            if wait is not None:
+                return wait
+        return None
+
+    def _ask(self, connection: _Connection, message: Message) -> Awaitable[None] | None:
+        data: Any = message.get("text")
+        if data is None:
+            data = message.get("bytes")
+        elif connection.endpoint.codec == "json":
+            try:
+                data = _json.decode(data.encode("utf-8"))
+            except (InputError, UnicodeError) as error:
+                detail = str(error) if isinstance(error, InputError) else "not UTF-8"
+                with contextlib.suppress(TooSlow):
+                    connection.put(problem(400, {"detail": detail}, {}, None).body.decode())
+                return None
+        asked = _Asked(connection, new_id())
+        connection.asking.add(asked)
+        headers = {**connection.headers, "request_id": asked.request_id}
+        try:
+            return self._site.context.ask(Event(data, headers), asked, connection.endpoint.outbox)
+        except Stopped:
+            connection.asking.discard(asked)
+            raise
+
+    def _stopped(self, connection: _Connection) -> None:
+        connection.held.clear()
+        connection.close(1001)
+
+    # ------------------------------------------------------------------ announcements
+
+    async def _tell_opened(self, connection: _Connection) -> None:
+        """Announce a connection when there is room for that; its messages come after.
+
+        A client that opens and closes connections as fast as it can adds nothing to a flow that is full: one that has
+        left before its turn is not announced at all.
+        """
+        # Each that is opened will have been closed one day, so there must be room for that news too.
+        while room := self._no_room.get("opened") or self._no_room.get("closed"):
+            await asyncio.wait((room,))
+        connection.told = True
+        room = self._announce(connection, "opened")
+        if room is not None:
+            await asyncio.wait((room,))
+
+    async def _tell_closed(self, connection: _Connection) -> None:
+        """Announce the end of a connection that was announced: when there is room, or after a while in any case."""
+        if "closed" not in self._site.announces or not connection.told:
+            return
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                while (room := self._no_room.get("closed")) and not self._site.ceased:
+                    await asyncio.wait((room,))
+        except TimeoutError:
+            pass
+        finally:
+            self._announce(connection, "closed")
+
+    def _announce(self, connection: _Connection, outbox: str) -> asyncio.Future[Any] | None:
+        """Returns what ends when the flow has room for the next announcement; None: it has."""
+        try:
+            wait = self._site.context.admit([Event(None, dict(connection.headers))], outbox)
+        except Stopped:
+            return None
+        if wait is None:
+            return None
+        room = self._no_room[outbox] = asyncio.ensure_future(wait)
+
+        def there_is_room(room: asyncio.Future[Any]) -> None:
+            if self._no_room.get(outbox) is room:
+                del self._no_room[outbox]
+
+        room.add_done_callback(there_is_room)
+        return room
 
     # ------------------------------------------------------------------ their end
 
     def cease(self) -> None:
         """Read no more. What was read is still answered."""
         for connection in self._open.values():
-            if connection.reader is not None:
-                connection.reader.cancel()
+            if connection.reader is None:
+                continue
+            connection.reader.cancel()
+            if connection.feeder is not None:
+                connection.feeder.cancel()
+            if not connection.told:  # nor is anybody told now: as far as the flow knows, it was never there
+                self._stopped(connection)
+            while connection.held:  # room or not, this is the last occasion
+                try:
+                    self._ask(connection, connection.held.popleft())
+                except Stopped:
+                    self._stopped(connection)
 
     async def close(self) -> None:
         """Send what is to be sent, then close."""
@@ -284,6 +403,8 @@ class Sockets:
                 task.cancel()
             if pending:
                 await asyncio.wait(pending)
+        for room in tuple(self._no_room.values()):
+            room.cancel()
 
 
 def _frame(event: Event[Any], codec: str, show_errors: bool) -> str | bytes:
@@ -308,3 +429,11 @@ async def _refuse(scope: Message, send: Send, response: Response) -> None:
         await send({"type": "websocket.http.response.body", "body": response.body})
     else:
         await send({"type": "websocket.close", "code": 1008})
+
+
+def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Header fields by name; those that come more than once are one list (RFC 9110, 5.3)."""
+    fields: dict[str, list[str]] = {}
+    for name, value in raw:
+        fields.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    return {name: ("; " if name == "cookie" else ", ").join(values) for name, values in fields.items()}
