@@ -243,6 +243,8 @@ class Script:
         self.answers = list(answers)
         self.times: list[float] = []
         self.takes_s = takes_s
+        self.wanted = 0
+        self.enough = asyncio.Event()
 
     async def open(self, context: Any) -> None: ...
 
@@ -250,6 +252,8 @@ class Script:
 
     async def ask(self, method: str, url: str, headers: Any) -> Answer:
         self.times.append(round(asyncio.get_running_loop().time(), 3))
+        if len(self.times) == self.wanted:
+            self.enough.set()
         if self.takes_s:
             await asyncio.sleep(self.takes_s)
         answer = self.answers.pop(0) if self.answers else 1
@@ -262,10 +266,10 @@ async def times(moved: Bench, script: Script, count: int, **arguments: Any) -> l
     """When the first `count` requests were sent."""
     module = poll("http://127.0.0.1/", **arguments)
     module._client = script  # type: ignore[assignment]
+    script.wanted = count
     await module.start(moved)
     async with asyncio.timeout(1_000_000):
-        while len(script.times) < count:
-            await asyncio.sleep(0.001)
+        await script.enough.wait()
     module.cease()
     await module.stop()
     return script.times[:count]
