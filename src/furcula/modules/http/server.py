@@ -154,6 +154,7 @@ class _Protocol(HttpToolsProtocol):
         # A request that came while the parser runs; what is done with it depends on whether it comes as a whole.
         self._parsing = False
         self._first: RequestResponseCycle | None = None
+        self._idle_since = server.now
         self._closing = False
         # What was not yet read by the client when we last looked, and since when.
         self._unread = 0
@@ -177,9 +178,6 @@ class _Protocol(HttpToolsProtocol):
             if self._bytes > SWALLOWED:
                 self.transport.abort()
             return
-        if self.timeout_keep_alive_task is not None:
-            self.timeout_keep_alive_task.cancel()
-            self.timeout_keep_alive_task = None
         if self._since:
             self._bytes += len(data)
         else:
@@ -289,9 +287,17 @@ class _Protocol(HttpToolsProtocol):
         HttpToolsProtocol.on_message_complete(self)
 
     def on_response_complete(self) -> None:
+        # As uvicorn has it, but for a timer of this connection's own: `look` sees who is idle.
         if self._unanswered:
             self._unanswered.popleft()
-        HttpToolsProtocol.on_response_complete(self)
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since = self._server.now
 
     # ------------------------------------------------------------------ answering
 
@@ -369,7 +375,11 @@ class _Protocol(HttpToolsProtocol):
         elif now - self._unread_since > self._server.limits.slow_s:
             self.transport.abort()
             return
-        if not self._since or self._closing:
+        if self._closing:
+            return
+        if not self._since:
+            if not self._unanswered and now - self._idle_since > self._server.limits.keep_alive_s:
+                self.transport.close()
             return
         if self.flow.read_paused:  # we are not reading
             self._since = now
