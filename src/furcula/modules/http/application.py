@@ -293,7 +293,7 @@ class Site:
         method = scope["method"]
         path = scope["path"]
         root = scope.get("root_path", "")
-        if root and path.startswith(root):  # mounted in another application
+        if root and (path == root or path.startswith(f"{root}/")):  # mounted in another application
             path = path[len(root) :] or "/"
         if self.active > settings.concurrent or self.ceased:
             why = "it is being stopped" if self.ceased else "too many requests at once"

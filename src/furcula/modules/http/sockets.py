@@ -181,7 +181,7 @@ class Sockets:
             return
         fields = _joined(scope["headers"])
         path, root = scope["path"], scope.get("root_path", "")
-        if root and path.startswith(root):
+        if root and (path == root or path.startswith(f"{root}/")):
             path = path[len(root) :] or "/"
         found = self._site.routes.socket(path)
         refused = 503 if self._site.ceased else 404 if found is None else 0 if self._may(fields) else 403
