@@ -378,7 +378,8 @@ class _Protocol(HttpToolsProtocol):
         if self._closing:
             return
         if not self._since:
-            if not self._unanswered and now - self._idle_since > self._server.limits.keep_alive_s:
+            # As below, the time is that of the look before: not before its time, and up to two looks after it.
+            if not self._unanswered and now - self._idle_since > self._server.limits.keep_alive_s + LOOK_S:
                 self.transport.close()
             return
         if self.flow.read_paused:  # we are not reading
