@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
@@ -27,6 +27,7 @@ from furcula.modules.http.body import ClientLeft, Upload, form_fields, read, too
 from furcula.modules.http.cors import Cors
 from furcula.modules.http.exchange import Exchange, Gathering, Relay, new_id
 from furcula.modules.http.routes import Route, Routes
+from furcula.modules.http.scopes import client_of, fields_of, path_of, path_shown
 from furcula.modules.http.sockets import Sockets
 from furcula.modules.http.streams import NotBegun, StreamBroke, send_stream
 from furcula.options import Duration, Size
@@ -99,16 +100,6 @@ class Endpoint(msgspec.Struct, frozen=True):
             route.reply,
             route.codec,
         )
-
-
-class Asks(Protocol):
-    """The part of a module's context that is used here."""
-
-    log: Any
-
-    def ask(self, event: Event[Any], asker: Any, outbox: str = "outbox") -> Awaitable[None] | None: ...
-
-    def admit(self, events: Iterable[Any], outbox: str = "outbox") -> Awaitable[None] | None: ...
 
 
 class _Visit:
@@ -281,20 +272,13 @@ class Site:
         settings = self.settings
         if settings.access_log:
             visit.began = time.perf_counter()
-        raw = scope["headers"]
-        fields = {name.decode("latin-1"): value.decode("latin-1") for name, value in raw}
-        if len(fields) != len(raw):
-            fields = _joined(raw)
-        visit.fields = fields
+        visit.fields = fields = fields_of(scope)
         accept = fields.get("accept")
         if accept is not None and len(accept) > media.LONGEST:
             accept = None
         visit.accept = accept
         method = scope["method"]
-        path = scope["path"]
-        root = scope.get("root_path", "")
-        if root and (path == root or path.startswith(f"{root}/")):  # mounted in another application
-            path = path[len(root) :] or "/"
+        path = path_of(scope)
         if self.active > settings.concurrent or self.ceased:
             why = "it is being stopped" if self.ceased else "too many requests at once"
             raise ServiceUnavailable(why, retry_after=settings.retry_after_s)
@@ -314,14 +298,13 @@ class Site:
         if not request_id or not _ID.fullmatch(request_id):
             request_id = new_id()
         exchange.request_id = request_id
-        client = scope.get("client")
         visit.headers = headers = {
             "method": method,
             "path": path,
             "route": endpoint.pattern,
             "params": params or {},
             "request": fields,
-            "client": f"{client[0]}:{client[1]}" if client else "",
+            "client": client_of(scope),
             "request_id": request_id,
         }
         if query := scope.get("query_string"):
@@ -543,27 +526,12 @@ class Site:
         self._no_room.clear()
 
 
-def path_shown(scope: Message) -> str:
-    """The path as it may stand in a log line, where a line break would forge another one."""
-    path: str = scope["path"]
-    return path.encode("unicode_escape").decode("ascii")
-
-
 class _Aborted(Exception):
     """The response cannot be completed: the server closes the connection, and so tells the client."""
 
 
 async def _awaited(wait: Awaitable[None]) -> None:
     await wait
-
-
-def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Header fields of which some come more than once (RFC 9110, 5.3)."""
-    fields: dict[str, str] = {}
-    for raw_name, raw_value in raw:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
-        fields[name] = value if name not in fields else f"{fields[name]}{'; ' if name == 'cookie' else ', '}{value}"
-    return fields
 
 
 def _cookies(text: str) -> dict[str, str]:

@@ -57,8 +57,7 @@ class Exchange(Asker):
     __slots__ = ("_waiter", "accept", "clean_up", "endpoint", "request_id", "response", "site", "trace")
 
     def __init__(self, site: Site, endpoint: Endpoint, accept: str | None):
-        self.gone = self.over = False
-        self._running = None
+        super().__init__()
         self.site = site
         self.accept = accept
         self.endpoint = endpoint
@@ -78,10 +77,14 @@ class Exchange(Asker):
         if "connection" in reply.headers:
             self.site.push(reply)
             return False
+        self.taken(reply)
+        return True
+
+    def taken(self, reply: Event[Any]) -> None:
+        """Here is an answer to this request."""
         site = self.site
         self.response = answer(reply, accept=self.accept, produces=self.endpoint.produces, show_errors=site.show_errors)
         self.wake()
-        return True
 
     def settled(self, slot: Slot) -> None:
         if self.clean_up is not None:
@@ -166,12 +169,8 @@ class Gathering(Exchange):
         super().__init__(site, endpoint, accept)
         self._replies: list[Event[Any]] = []
 
-    def take(self, reply: Event[Any]) -> bool:
-        if "connection" in reply.headers:
-            self.site.push(reply)
-            return False
+    def taken(self, reply: Event[Any]) -> None:
         self._replies.append(reply)
-        return True
 
     def unanswered(self, slot: Slot) -> Response:
         if not self._replies:
@@ -211,10 +210,7 @@ class Relay(Exchange):
         self.failure: Response | None = None
         self._held: deque[Event[Any]] = deque()
 
-    def take(self, reply: Event[Any]) -> bool:
-        if "connection" in reply.headers:
-            self.site.push(reply)
-            return False
+    def taken(self, reply: Event[Any]) -> None:
         if self.response is not None and self.response.stream is not self:  # it ended otherwise: too late, too slow
             raise TooSlow("the client of this request has been given up")
         if len(self._held) >= self.site.backlog:
@@ -225,7 +221,6 @@ class Relay(Exchange):
             self._begin(reply)
         self._held.append(reply)
         self.wake()
-        return True
 
     def _begin(self, reply: Event[Any]) -> None:
         first = answer(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -20,6 +20,7 @@ from furcula.event import Event, Failure
 from furcula.modules.http.answers import Response, failed, problem
 from furcula.modules.http.body import form_fields
 from furcula.modules.http.exchange import TooSlow, new_id
+from furcula.modules.http.scopes import client_of, fields_of, path_of
 from furcula.receipt import Slot
 from furcula.statuses import HttpError, NotFound
 
@@ -179,10 +180,7 @@ class Sockets:
         """Serve one connection until it is closed."""
         if (await receive())["type"] != "websocket.connect":
             return
-        fields = _joined(scope["headers"])
-        path, root = scope["path"], scope.get("root_path", "")
-        if root and (path == root or path.startswith(f"{root}/")):
-            path = path[len(root) :] or "/"
+        fields, path = fields_of(scope), path_of(scope)
         found = self._site.routes.socket(path)
         refused = 503 if self._site.ceased else 404 if found is None else 0 if self._may(fields) else 403
         if not refused and len(self._open) >= self._site.settings.concurrent:
@@ -191,15 +189,14 @@ class Sockets:
             await _refuse(scope, send, problem(refused, {}, {}, None))
             return
         endpoint, params = found
-        client = scope.get("client")  # not every server says it, nor an empty query
-        query = scope.get("query_string") or b""
+        query = scope.get("query_string") or b""  # not every server says an empty one
         headers: dict[str, Any] = {
             "method": "WS",
             "path": path,
             "route": endpoint.pattern,
             "params": params or {},
             "request": fields,
-            "client": f"{client[0]}:{client[1]}" if client else "",
+            "client": client_of(scope),
             "connection": new_id(),
         }
         try:
@@ -429,11 +426,3 @@ async def _refuse(scope: Message, send: Send, response: Response) -> None:
         await send({"type": "websocket.http.response.body", "body": response.body})
     else:
         await send({"type": "websocket.close", "code": 1008})
-
-
-def _joined(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Header fields by name; those that come more than once are one list (RFC 9110, 5.3)."""
-    fields: dict[str, list[str]] = {}
-    for name, value in raw:
-        fields.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
-    return {name: ("; " if name == "cookie" else ", ").join(values) for name, values in fields.items()}
