@@ -34,6 +34,9 @@ __all__ = [
     "SourceFailed",
     "StartFailed",
     "Stopped",
+    "StoreDamaged",
+    "StoreError",
+    "StoreUnavailable",
     "Unanswered",
     "nearest",
 ]
@@ -178,6 +181,21 @@ class Unanswered(DeliveryError):
 
 class DeadlinePassed(DeliveryError, TimeoutError):
     """No answer to a request came in time. Its events go on until they are settled."""
+
+
+class StoreError(FurculaError):
+    """A store (an SQLite file with durable queues and dead letters) cannot be used. The message names the file."""
+
+
+class StoreDamaged(StoreError):
+    """What is in the file cannot be trusted: it is no store, one of another version, or damaged."""
+
+
+class StoreUnavailable(StoreError, DeliveryError):
+    """The store cannot be written now: the disk is full, or another program holds the file. Nothing was stored."""
+
+    retryable = True
+    status = 503
 
 
 class Stopped(FurculaError):

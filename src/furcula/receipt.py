@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["Carrier", "Fan", "FanPart", "Fate", "Origin", "Receipt", "Slot", "Tracked", "settle_all"]
+__all__ = ["Carrier", "Fan", "FanPart", "Fate", "Origin", "Receipt", "Slot", "Tracked", "origin_of", "settle_all"]
 
 Fate = Literal["delivered", "dropped", "failed"]
 
@@ -186,10 +186,10 @@ class Fan:
     as everything is delivered only a number goes down; which event did not fare so is noted by the event's id.
     """
 
-    __slots__ = ("_dropped", "_failed", "_parent", "_size", "created", "open", "shares")
+    __slots__ = ("_dropped", "_failed", "_size", "created", "open", "parent", "shares")
 
     def __init__(self, parent: Receipt, size: int, shares: int):
-        self._parent = parent
+        self.parent = parent
         self._size = size
         self.shares = shares
         self.open = size * shares
@@ -221,15 +221,15 @@ class Fan:
             self.open = 0
             return
         for reason, failure in self._failed.values():
-            self._parent.settle("failed", 1, reason, failure)
+            self.parent.settle("failed", 1, reason, failure)
         dropped = 0
         for number, reasons in self._dropped.items():
             if len(reasons) == self.shares and number not in self._failed:
                 dropped += 1
-                self._parent.settle("dropped", 1, reasons[0])
+                self.parent.settle("dropped", 1, reasons[0])
         delivered = self._size - len(self._failed) - dropped
         if delivered:
-            self._parent.settle("delivered", delivered)
+            self.parent.settle("delivered", delivered)
 
     def part(self, number: object) -> FanPart:
         """One share of the event with this id, as a carrier of its own."""
@@ -300,3 +300,15 @@ _RANK = {"dropped": 0, "delivered": 1, "failed": 2}
 
 #: Anything an event's share can be reported to.
 Carrier: TypeAlias = Receipt | Slot | FanPart
+
+
+def origin_of(carrier: Carrier | None) -> Origin | None:
+    """Under whose name the event was admitted that this stands for; of several events, the first one's."""
+    while carrier is not None and type(carrier) is not Receipt:
+        if isinstance(carrier, FanPart):
+            carrier = carrier.fan.parent
+        elif isinstance(carrier, Slot):
+            if not carrier.parents:
+                return carrier.origin
+            carrier = carrier.parents[0]
+    return None if carrier is None else carrier.origin
