@@ -7,7 +7,7 @@ BENCH ?=
 
 BIN := .venv/bin
 
-.PHONY: help machine demo test fuzz soak check docs bench bench-long bench-http clean
+.PHONY: help machine demo test fuzz soak chaos check docs bench bench-long bench-http clean
 
 help:
 	@echo "make machine     install what the tests and benches need besides Python (Debian, as root)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make fuzz        5,000 random flows of each kind against the reference interpreter, some ten minutes"
 	@echo "make soak        100,000 HTTP requests, dropped, failed and abandoned; nothing may be left behind"
+	@echo "make chaos       kill -9 a flow with a durable queue a hundred times; nothing acknowledged may be lost"
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make docs        write docs/modules.md, check the links of all pages, and run their code"
 	@echo "make bench       compare furcula with loops by hand and with other libraries (BENCH='--rows loop' for some)"
@@ -36,6 +37,9 @@ fuzz: .venv/.with-test
 
 soak: .venv/.with-test
 	FURCULA_REQUESTS=100000 $(BIN)/python -m pytest --timeout 1800 tests/modules/http/test_life.py
+
+chaos: .venv/.with-test
+	FURCULA_KILLS=100 $(BIN)/python -m pytest -n 2 --timeout 1800 tests/engine/test_durable_kill.py
 
 check: .venv/.with-check
 	$(BIN)/ruff check .

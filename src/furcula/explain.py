@@ -14,6 +14,7 @@ import msgspec
 
 from furcula.flow import FlowGraph
 from furcula.graph import EXCEPTION_PORTS, Place, Route, components, edges
+from furcula.options import Durable
 
 __all__ = ["Explanation", "Path", "explain"]
 
@@ -22,9 +23,10 @@ MAX_PATHS = 20
 #: So many facts stand in one line of the text; the values have them all.
 MAX_FACTS = 6
 
-#: `position`: the source goes on past settled events only. `request`: it answers whoever sent the event. `none`: it
-#: cannot do anything. `caller`: it is no source; events are put in from outside by somebody who can wait.
-Acknowledges = Literal["position", "request", "none", "caller"]
+#: `message`: the source tells whoever gave it a message what became of it. `position`: the source goes on past settled
+#: events only. `request`: it answers whoever sent the event. `none`: it cannot do anything. `caller`: it is no source;
+#: events are put in from outside by somebody who can wait.
+Acknowledges = Literal["message", "position", "request", "none", "caller"]
 
 
 class Path(msgspec.Struct, frozen=True):
@@ -266,11 +268,19 @@ class _Teller:
         weak += [f"the route {route} is best-effort" for route in way if route.branch == "best-effort"]
         if weak:
             return weak, True
+        stored = [
+            f"delivered once stored in {place.options.queue.durable}, the durable queue of {place.name}; what is "
+            "read from it is removed when it is settled"
+            for place in handling
+            if isinstance(place.options.queue, Durable)
+        ]
         if acknowledges == "request":
-            return [f"{source.name} answers when an event is settled, and refuses what failed"], False
+            return [f"{source.name} answers when an event is settled, and refuses what failed", *stored], False
+        if acknowledges == "message":
+            return [f"{source.name} acknowledges a message when its event is settled", *stored], False
         if acknowledges == "position":
-            return [f"{source.name} goes on only past events that are settled"], False
-        return [f"whoever puts events into {source.name} can wait until they are settled"], False
+            return [f"{source.name} goes on only past events that are settled", *stored], False
+        return [f"whoever puts events into {source.name} can wait until they are settled", *stored], False
 
     def _order(self, way: tuple[Route, ...], handling: list[Place]) -> Iterable[str]:
         for place in handling:
@@ -280,6 +290,8 @@ class _Teller:
                 yield f"at {place.name} by completion of its joins"
             elif len(incoming) > 1 and not place.is_source:
                 yield f"{place.name} merges {len(incoming)} routes as events arrive, each in its order"
+            if isinstance(options.queue, Durable):
+                yield f"kept by the durable queue of {place.name}, but for what it hands out again"
             if options.order == "none":
                 yield f"given up at {place.name} (order: none)"
             elif options.key is not None:
@@ -319,9 +331,17 @@ class _Teller:
         acknowledges = _acknowledges(source)
         if acknowledges == "position":
             yield f"after a crash {source.name} reads again what was not settled"
+        elif acknowledges == "message":
+            yield f"{source.name} is given again what was not settled when it failed, lost its connection or crashed"
         elif acknowledges == "request":
             yield f"whoever asked {source.name} may ask again after a refusal or a crash"
         for place in handling:
+            queue = place.options.queue
+            if isinstance(queue, Durable):
+                yield (
+                    f"the durable queue of {place.name} hands out again what was in hand at a crash, and up to "
+                    f"{queue.max_deliveries} times what failed in a way worth another try"
+                )
             retry = place.options.retry
             if retry is not None and retry.attempts > 1:
                 yield f"{place.name} may handle an event up to {retry.attempts} times (retry)"
@@ -329,19 +349,28 @@ class _Teller:
     def _failures(self, source: Place, handling: list[Place]) -> Iterable[str]:
         places = [place for place in handling if place.name != self.flow.dead_letter]
         by_target: dict[str, list[str]] = {}
+        stored = ""
+        queues = {place.name: place.options.queue for place in places if isinstance(place.options.queue, Durable)}
         for place in dict.fromkeys(place.name for place in places):
             caught = ", ".join(self.failed.get(place, ()))
-            by_target.setdefault(caught or self._uncaught(source), []).append(place)
+            if place in queues:
+                stored = f"dead letters in {queues[place].durable}"
+            by_target.setdefault(caught or (self._dead_letter() or stored or self._uncaught(source)), []).append(place)
         for target, names in by_target.items():
             who = "all" if len(by_target) == 1 and len(names) > 1 else ", ".join(names)
             yield f"{who} -> {target}"
         if not by_target:
             yield "none can arise"
 
+    def _dead_letter(self) -> str:
+        return f"{self.flow.dead_letter} (dead letter)" if self.flow.dead_letter is not None else ""
+
     def _uncaught(self, source: Place) -> str:
-        if self.flow.dead_letter is not None:
-            return f"{self.flow.dead_letter} (dead letter)"
-        refused = {"request": f"refused by {source.name}", "position": f"refused at {source.name}, which goes on"}
+        refused = {
+            "message": f"told to whoever gave it to {source.name}: again or rejected",
+            "request": f"refused by {source.name}",
+            "position": f"refused at {source.name}, which goes on",
+        }
         return f"logged, counted{', ' + refused[a] if (a := _acknowledges(source)) in refused else ''}"
 
 
@@ -352,9 +381,8 @@ def _acknowledges(place: Place) -> Acknowledges:
     subject: Any = place.subject
     is_function = callable(subject) and not isinstance(subject, type)
     found = "none" if is_function else getattr(subject, "acknowledges", "none")
-    if found == "position":
-        return "position"
-    return "request" if found == "request" else "none"
+    known: tuple[Acknowledges, ...] = ("message", "position", "request")
+    return next((one for one in known if one == found), "none")
 
 
 def _drops(place: Place) -> bool:

@@ -55,6 +55,8 @@ class Context(Protocol):
     """
 
     name: str
+    #: The flow's name.
+    flow: str
     log: logging.LoggerAdapter[logging.Logger]
     #: Relative paths in a module's arguments are relative to this: the flow file's folder, or the working directory.
     folder: Path

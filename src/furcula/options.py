@@ -15,6 +15,7 @@ from furcula.errors import nearest
 
 __all__ = [
     "Breaker",
+    "Durable",
     "Duration",
     "Options",
     "Overflow",
@@ -149,6 +150,41 @@ class Retry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return float(min(wait, self.max_delay)) * (1 - self.jitter * draw())
 
 
+class Durable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A queue in a file: what is in it survives the process, and the machine.
+
+    An event is delivered, as far as its source is concerned, once it is stored and the file synced. What is taken from
+    the queue is removed when it is settled; after a crash, what was not settled is handed out again.
+
+    Args:
+        durable: The store's path, relative to the flow's folder. Many modules may name the same.
+        size: Events it may hold; beyond that the module's `overflow` says what happens.
+        max_deliveries: How often an event is handed out that fails in a way worth another try, or whose process dies.
+        delay: Seconds before it is handed out again; doubled each time.
+        max_delay: No such wait is longer.
+    """
+
+    durable: str
+    size: int = 1_000_000
+    max_deliveries: int = 5
+    delay: Duration = Duration(1)
+    max_delay: Duration = Duration(60)
+
+    def __post_init__(self) -> None:
+        if not self.durable:
+            raise ValueError("durable must be the path of a file")
+        if self.size < 1:
+            raise ValueError("size must be 1 or more")
+        if self.max_deliveries < 1:
+            raise ValueError("max_deliveries must be 1 or more")
+        msgspec.structs.force_setattr(self, "delay", Duration(self.delay))
+        msgspec.structs.force_setattr(self, "max_delay", Duration(self.max_delay))
+
+    def delay_s(self, attempts: int) -> float:
+        """Seconds to wait after so many deliveries."""
+        return float(min(self.delay * 2.0 ** min(attempts - 1, 60), self.max_delay))
+
+
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a module is run at its place in a flow.
 
@@ -157,7 +193,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         order: `kept`: events leave in the order in which they came. `none`: as they are done.
         key: A dotted path (or a function of the event): events with the same key stay in order, others overtake.
         queue: Places in the queue in front of the module. None: as many as the engine thinks right, where one is
-            needed at all.
+            needed at all. `{durable: path}`: a queue in a file (see `Durable`).
         overflow: What a full queue does: make the sender wait, or drop, or fail.
         retry: Try again after a failure.
         timeout: Seconds that one try may take. Needs a coroutine or `thread`.
@@ -172,7 +208,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     concurrency: int = 1
     order: Literal["kept", "none"] = "kept"
     key: str | Callable[[Any], Any] | None = None
-    queue: int | None = None
+    queue: int | Durable | None = None
     overflow: Overflow = "block"
     retry: Retry | None = None
     timeout: Duration | None = None
@@ -185,7 +221,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.concurrency < 1:
             raise ValueError("concurrency must be 1 or more")
-        if self.queue is not None and self.queue < 1:
+        if isinstance(self.queue, dict):
+            msgspec.structs.force_setattr(self, "queue", convert_value(self.queue, Durable))
+        if isinstance(self.queue, int) and self.queue < 1:
             raise ValueError("queue must be 1 or more")
         if self.timeout is not None:
             msgspec.structs.force_setattr(self, "timeout", Duration(self.timeout))

@@ -8,6 +8,7 @@ from typing import Any
 from furcula.errors import ConfigurationError, Problem, nearest
 from furcula.graph import EXCEPTION_PORTS, Edge, Place, Route, components, edges, sink_side
 from furcula.module import Module, types_meet
+from furcula.options import Durable
 
 __all__ = ["problems", "warnings"]
 
@@ -36,6 +37,7 @@ def problems(
     arrows = edges(places, routes, dead_letter)
     found += _reach_problems(places, routes, arrows, dead_letter)
     found += _cycle_problems(places, arrows, ttl)
+    found += _durable_problems(places, arrows)
     return found
 
 
@@ -136,6 +138,15 @@ def _option_problems(place: Place) -> list[Problem]:
             "concurrency",
             "is a plain function and never waits: concurrency above 1 needs a coroutine, or thread: true",
         )
+    if isinstance(options.queue, Durable):
+        if not place.inboxes:
+            wrong("queue", "is a source and has no queue; a durable one belongs to the module behind it")
+        elif place.is_source:
+            wrong("queue", "answers whoever asked, and who asked cannot be stored: it takes no durable queue")
+        elif options.join:
+            wrong("queue", "joins: who belongs together is not stored; put the durable queue behind it")
+        if options.overflow == "drop-oldest":
+            wrong("overflow", "has a durable queue, and what is stored is promised: overflow must be another")
     if options.join and len(place.inboxes) < 2:
         wrong("inboxes", "joins and needs two inboxes or more")
     if options.join and options.key is not None:
@@ -198,6 +209,24 @@ def _reach_problems(
             if name not in reached and name not in unfed:
                 found.append(Problem(f"no source reaches {name}", f"modules.{name}", place.location))
     return found
+
+
+def _durable_problems(places: Mapping[str, Place], arrows: Sequence[Edge]) -> list[Problem]:
+    nodes = [*places, *(sink_side(name) for name, place in places.items() if place.is_source)]
+    pairs = [(edge.source, edge.target) for edge in arrows]
+    return [
+        Problem(
+            f"{name} stands in a cycle, and has a durable queue: a cycle is limited by what is inside it, which a "
+            "store does not tell. Put the queue in front of the cycle",
+            f"modules.{name}.queue",
+            places[name].location,
+        )
+        for component in components(nodes, pairs)
+        for name in component
+        if name in places
+        and isinstance(places[name].options.queue, Durable)
+        and (len(component) > 1 or (name, name) in pairs)
+    ]
 
 
 def _cycle_problems(places: Mapping[str, Place], arrows: Sequence[Edge], ttl: int | None) -> list[Problem]:

@@ -30,7 +30,7 @@ def test_help_needs_neither_yaml_nor_rich_nor_the_flow_file_reader(folder):
 
 def test_every_command_has_help(furcula):
     listed = furcula("--help").stdout
-    for name in ("run", "check", "explain", "graph", "list", "show", "schema", "test", "new"):
+    for name in ("run", "check", "explain", "graph", "list", "show", "schema", "test", "new", "dlq"):
         assert re.search(rf"^  {name} ", listed, re.MULTILINE)
         assert furcula(name, "--help").exit_code == 0
 
@@ -64,7 +64,7 @@ def test_check_prints_all_problems_of_all_flows_and_ends_with_2(furcula, folder)
     assert result.exit_code == 2
     assert result.stdout.splitlines() == [
         "a.yaml:2:6: modules.n.use: work has no 'numbrs', did you mean 'numbers'?",
-        "a.yaml:3:34: modules.d.queue: expected a whole number, not a string (given x)",
+        "a.yaml:3:34: modules.d.queue: expected a whole number or a mapping (given x)",
         "flow.yaml: ok (5 modules, 4 routes)",
         f"{folder}/work.py:45: modules.d.timeout: d is a plain function and cannot be interrupted: a timeout needs a "
         "coroutine, or thread: true",

@@ -3,7 +3,7 @@
 `batch` is the form in which whole batches of events cross a wire or wait on a disk.
 """
 
-from furcula.codecs.batch import decode_events, encode_events
+from furcula.codecs.batch import decode_each, decode_events, encode_each, encode_events
 from furcula.codecs.codec import CODECS, MAX_DEPTH, Codec, codec
 from furcula.codecs.framing import BadFrame, Framer, Framing
 from furcula.codecs.reader import Reader
@@ -17,6 +17,8 @@ __all__ = [
     "Framing",
     "Reader",
     "codec",
+    "decode_each",
     "decode_events",
+    "encode_each",
     "encode_events",
 ]

@@ -15,7 +15,7 @@ from furcula.codecs.codec import Msgpack, nested_too_deeply
 from furcula.errors import InputError
 from furcula.event import Event, Failure
 
-__all__ = ["MAX_BATCH", "VERSION", "decode_events", "encode_events"]
+__all__ = ["MAX_BATCH", "VERSION", "decode_each", "decode_events", "encode_each", "encode_events"]
 
 VERSION = 1
 #: Bytes that a batch may have.
@@ -37,6 +37,7 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 _codec = Msgpack()
 _decode = msgspec.msgpack.Decoder(list[_Wire]).decode
 _HEAD = bytes([VERSION])
+_ONE = _HEAD + b"\x91"  # an array of one
 
 
 def encode_events(events: Sequence[Event[Any]]) -> bytes:
@@ -46,6 +47,31 @@ def encode_events(events: Sequence[Event[Any]]) -> bytes:
         ValueError: Something in it cannot be said in MessagePack; the message names the type and where it stands.
     """
     return _HEAD + _codec.encode([event.to_wire() for event in events])
+
+
+def encode_each(events: Sequence[Event[Any]]) -> list[bytes]:
+    """A frame for each event: what `encode_events` makes of one.
+
+    Raises:
+        ValueError: As `encode_events`.
+    """
+    encode = _codec.encode
+    return [_ONE + encode(event.to_wire()) for event in events]
+
+
+def decode_each(raws: Sequence[bytes]) -> list[Event[Any]]:
+    """The one event of each of these frames, at the price of one large frame.
+
+    Raises:
+        InputError: One of them is no such frame, or all together are larger than `MAX_BATCH`.
+    """
+    if not all(raw[:2] == _ONE for raw in raws):
+        raise InputError("a frame of one event begins with the version and the number 1")
+    count = len(raws)
+    events = decode_events(b"".join((_HEAD, b"\xdd", count.to_bytes(4, "big"), *[raw[2:] for raw in raws])))
+    if len(events) != count:  # pragma: no cover -- MessagePack's own count says it
+        raise InputError("the frames are malformed")
+    return events
 
 
 def decode_events(raw: bytes, *, max_size: int = MAX_BATCH) -> list[Event[Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from furcula.engine.attempts import BreakerState, is_stop, isolated, retrying, single
@@ -13,6 +14,7 @@ from furcula.engine.caught import CAUGHT, snapshot
 from furcula.engine.counters import BATCH_LIMIT, Counters, TimeSlice
 from furcula.engine.crossing import Crossing
 from furcula.engine.cycles import BackEdge, Region
+from furcula.engine.durable import DurableQueue
 from furcula.engine.join import Join, JoinInbox
 from furcula.engine.outcome import Failed, Many, Outcomes
 from furcula.engine.outlets import Batch, BestEffort, Consumer, Fanout, Link, Outlet
@@ -28,6 +30,7 @@ from furcula.event import Event
 from furcula.flow import FlowGraph
 from furcula.graph import EXCEPTION_PORTS, Place
 from furcula.module import Handling, Source, describe
+from furcula.options import Durable, Options, Overflow
 from furcula.receipt import Origin
 from furcula.transport import Transport
 
@@ -113,6 +116,7 @@ class Assembly:
         self._batch_limit = batch_limit
         self._cut = cut or {}
         self.crossings: list[Crossing] = []
+        self.durable: list[DurableQueue] = []
         #: Can somebody wait for an answer of this flow?
         self._asked = any(place.is_source and place.inboxes for place in flow.places.values())
         for name, place in flow.places.items():
@@ -174,7 +178,27 @@ class Assembly:
                 place.inboxes, run.arrivals, getattr(entry, "take_in", entry.accept), float(place.options.join_timeout)
             )
             run.entries = {inbox: JoinInbox(run.join, inbox) for inbox in place.inboxes}
+        if isinstance(place.options.queue, Durable):
+            run.entries = {inbox: self._durable(run, place.options.queue, inbox) for inbox in place.inboxes}
         return run
+
+    def _durable(self, run: ModuleRun, options: Durable, inbox: str) -> DurableQueue:
+        name = run.name if inbox == "inbox" else f"{run.name}.{inbox}"
+        queue = DurableQueue(
+            name,
+            options,
+            (self.flow.folder or Path.cwd()) / options.durable,
+            f"{self.flow.name}/{name}",
+            run.entries[inbox],
+            run.arrivals,
+            self.origin(f"queue({name})"),
+            flow=self.flow.name,
+            overflow=run.place.options.overflow,
+            batch_limit=self._batch_limit,
+        )
+        run.steps.append(queue)
+        self.durable.append(queue)
+        return queue
 
     def _handlings(self, place: Place, instance: Any) -> dict[str, Handling]:
         """How each inbox is handled. Inboxes handled alike share one handling, and so one queue."""
@@ -220,7 +244,7 @@ class Assembly:
             run.steps.append(step)
             if plan.way != "queue":
                 return step
-            return self._queue(run, step, size=plan.size, overflow=options.overflow)
+            return self._queue(run, step, size=plan.size, overflow=_in_memory(options))
         return self._pool(run, handling)
 
     def _pool(self, run: ModuleRun, handling: Handling) -> Any:
@@ -270,7 +294,7 @@ class Assembly:
             timeout_s=timeout_s,
             in_thread=options.thread,
             size=plan.size,
-            overflow=options.overflow,
+            overflow=_in_memory(options),
             batch_limit=self._batch_limit,
         )
         pool.after = self._after(plan.region)
@@ -439,6 +463,11 @@ class _Parking:
     def resumed(self, event: Event[Any]) -> Any:
         pool = self._pool()
         return None if pool is None else pool.resumed(event)
+
+
+def _in_memory(options: Options) -> Overflow:
+    """What the queue in memory does when full. Behind a durable one it is just not filled further."""
+    return "block" if isinstance(options.queue, Durable) else options.overflow
 
 
 def _chosen(

@@ -20,7 +20,7 @@ class ModuleContext:
 
     Args:
         run: The module.
-        flow: The flow's name, for its log lines.
+        flow: The flow's name.
         folder: What relative paths are relative to.
         now: The flow's clock.
         ended: Told when the module says that its source has ended, with the error if it is not as it should be.
@@ -38,6 +38,7 @@ class ModuleContext:
         self._run = run
         self._ended = ended
         self.name = run.name
+        self.flow = flow
         self.folder = folder
         self.now = now
         self.log = logging.LoggerAdapter(

@@ -21,6 +21,7 @@ from furcula.engine.assembly import Assembly, ModuleRun
 from furcula.engine.attempts import is_stop
 from furcula.engine.context import ModuleContext
 from furcula.engine.counters import BATCH_LIMIT, TimeSlice
+from furcula.engine.durable import DurableQueue
 from furcula.engine.outlets import Consumer
 from furcula.engine.plan import plan
 from furcula.engine.requests import FutureAsker, Request
@@ -33,6 +34,7 @@ from furcula.errors import (
     SourceFailed,
     StartFailed,
     Stopped,
+    StoreError,
     nearest,
 )
 from furcula.event import Event
@@ -111,6 +113,7 @@ class Director:
         self._seconds = 0.0
         self._transports = list({id(transport): transport for transport in (cut or {}).values()}.values())
         self._crossings = self._assembly.crossings
+        self._durable = self._assembly.durable
 
     # ------------------------------------------------------------------ start
 
@@ -146,6 +149,8 @@ class Director:
                 await transport.open()
             for crossing in self._crossings:
                 self._spawn(crossing.receive(), f"crossing to {crossing.target}")
+            for queue in self._durable:
+                await self._open_queue(queue)
             for run in self._from_sinks():
                 self._started_modules.append(run)
                 await self._start_module(run)
@@ -157,9 +162,17 @@ class Director:
         if self._stopping is not None:  # a stop was asked for meanwhile: the sources do not even begin
             return
         self.phase = "running"
+        for queue in self._durable:
+            queue.start(self._spawn)
         for run in self.modules.values():
             if run.entrance is not None:
                 self._begin_source(run)
+
+    async def _open_queue(self, queue: DurableQueue) -> None:
+        try:
+            await queue.open()
+        except StoreError as error:
+            raise StartFailed(f"{queue.name} could not start: its durable queue: {error}") from error
 
     def _from_sinks(self) -> list[ModuleRun]:
         names = [name for component in reversed(self.plan.order) for name in component]
@@ -469,6 +482,8 @@ class Director:
                 self.request_stop()
             else:  # it was draining by itself, without a limit
                 self._limited = True
+                for queue in self._durable:
+                    queue.cease()
                 asyncio.get_running_loop().call_later(self.deadline_s, self._expired.set)
         else:
             _log.warning("%s: %s again: ending at once", self.flow.name, name)
@@ -533,8 +548,16 @@ class Director:
                 if run.paused:
                     self.resume(run.name)
         await self._cease()
-        for component in self.plan.order:
-            await self._drain([self.modules[name] for name in component if name in self.modules])
+        for queue in self._durable:
+            if limit is None:
+                queue.run_dry(self._spawn)
+            else:
+                queue.cease()
+        await self._drain_all()
+        while not all(queue.dry for queue in self._durable) and not self._expired.is_set():
+            # What failed far down may have gone back to the queue, to be handed out again.
+            await self._until(lambda: all(queue.dry or not queue.idle() for queue in self._durable))
+            await self._drain_all()
         await self._until(lambda: all(crossing.settled() for crossing in self._crossings))
         if timer is not None:
             timer.cancel()
@@ -548,6 +571,8 @@ class Director:
             await self._run_stop_hooks()
         for transport in self._transports:
             await transport.close()
+        for queue in self._durable:
+            await queue.close()
         for run in self.modules.values():
             if run.executor is not None:
                 run.executor.shutdown(wait=False, cancel_futures=True)
@@ -577,6 +602,10 @@ class Director:
             await self._unless_expired(asyncio.wait(tasks))
         for entrance in self._entrances():
             entrance.closed = True
+
+    async def _drain_all(self) -> None:
+        for component in self.plan.order:
+            await self._drain([self.modules[name] for name in component if name in self.modules])
 
     async def _drain(self, component: list[ModuleRun]) -> None:
         """Wait until these modules hold nothing, and what they kept back has left them too."""
@@ -701,6 +730,9 @@ class Director:
         for name, run in self.modules.items():
             run.counters.depth = run.depth
             modules[name] = run.counters.statistics(run.paused)
+        for queue in self._durable:
+            queue.counters.depth = queue.depth
+            modules[f"{queue.name}.queue"] = queue.counters.statistics(self.modules[queue.name.split(".")[0]].paused)
         routes = {link.name: link.sent for run in self.modules.values() for link in run.links}
         running = self.phase not in ("assembled", "stopped")
         return Statistics(

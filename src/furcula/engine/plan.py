@@ -10,7 +10,7 @@ import msgspec
 from furcula.engine.queue import DEFAULT_SIZE
 from furcula.flow import FlowGraph
 from furcula.graph import Edge, Place, Route, back_edges, components, edges, sink_side
-from furcula.options import Overflow
+from furcula.options import Durable, Overflow
 
 __all__ = ["CYCLE_LIMIT", "ModulePlan", "Plan", "RoutePlan", "plan"]
 
@@ -124,7 +124,10 @@ def _module_plan(place: Place, region: int | None, queue_everywhere: int | None)
     options, handling = place.options, place.handling
     if place.is_source and not place.inboxes:
         return ModulePlan(place.name, "source")
-    size = queue_everywhere or options.queue or DEFAULT_SIZE
+    # A durable queue stands in front of all that: what is planned here is behind it, in memory.
+    places = options.queue if isinstance(options.queue, int) else None
+    overflow = "block" if isinstance(options.queue, Durable) else options.overflow
+    size = queue_everywhere or places or DEFAULT_SIZE
     why = ""
     if handling is not None and handling.waits:
         why = "a coroutine"
@@ -138,7 +141,7 @@ def _module_plan(place: Place, region: int | None, queue_everywhere: int | None)
         why = "a context for each event"
     if why:
         return ModulePlan(place.name, "pool", why, size, region)
-    if options.queue is not None or options.overflow != "block" or queue_everywhere:
+    if places is not None or overflow != "block" or queue_everywhere:
         return ModulePlan(place.name, "queue", "as asked", size, region)
     return ModulePlan(place.name, "fused", region=region)
 

@@ -1,0 +1,433 @@
+"""A queue in a file, in front of a module.
+
+Two sides that share nothing but the store. What is pushed is delivered, as far as its source is concerned, once it is
+on the disk. What is read begins a new lineage, under the origin `queue(module)`, with the same id; its row is removed
+when that lineage is settled. In the statistics the queue stands as a module of its own, `module.queue`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from furcula.codecs import decode_each, decode_events, encode_each
+from furcula.engine.caught import abandon
+from furcula.engine.counters import Counters
+from furcula.engine.outcome import Failed, Outcomes
+from furcula.engine.outlets import Batch, Consumer, settle
+from furcula.errors import InputError, QueueFull, Stopped, StoreError
+from furcula.event import Failure
+from furcula.options import Durable, Overflow
+from furcula.receipt import Origin, Receipt, Slot, Tracked
+from furcula.store import Letter, Store, Taken
+from furcula.verdict import verdict
+
+__all__ = ["DurableQueue"]
+
+_log = logging.getLogger("furcula.flow")
+
+#: Seconds between two looks at what is left, at the end of a flow.
+LOOK_S = 0.25
+#: Batches on their way to the disk before whoever pushes has to wait.
+STORING = 8
+
+
+class _Stored(Tracked, gc=False, eq=False):
+    """The slot of an event that was read: which row it is, and how often it was handed out."""
+
+    row: int = 0
+    attempts: int = 1
+
+
+class DurableQueue:
+    """The queue of one inbox.
+
+    Args:
+        name: The module's name.
+        options: Its option `queue`.
+        path: Where the store is.
+        channel: The queue's name in the store.
+        entry: What takes the events that are read.
+        outcomes: Of the module: what cannot be stored fails there.
+        origin: Under whose name events are read.
+        flow: The flow's name, for dead letters.
+        overflow: What happens when it holds as many events as it may.
+        batch_limit: The most events that are read together.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        options: Durable,
+        path: Path,
+        channel: str,
+        entry: Consumer,
+        outcomes: Outcomes,
+        origin: Origin,
+        *,
+        flow: str,
+        overflow: Overflow,
+        batch_limit: int,
+    ):
+        self.name = name
+        self.counters = Counters()
+        self._options = options
+        self._store = Store(path)
+        self._channel = channel
+        self._entry = entry
+        self._outcomes = outcomes
+        self._origin = origin
+        self._flow = flow
+        self._overflow = overflow
+        self._batch_limit = batch_limit
+        #: Events in the store, as far as this process knows.
+        self._count = 0
+        self._in_hand = 0
+        #: Of those in hand in the store, the ones that have not been handed on.
+        self._taken = 0
+        self._storing: dict[int, Batch] = {}
+        self._next = 0
+        self._waiting: deque[tuple[Batch, asyncio.Future[None]]] = deque()
+        self._room: asyncio.Future[None] | None = None
+        self._finished: list[int] = []
+        self._telling = False
+        self._reading = False
+        self._ceased = False
+        #: Everything in the store was in somebody's hand when last looked.
+        self._all_read = False
+        self._settlements = 0
+        self._moved = asyncio.Event()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+
+    # ------------------------------------------------------------------ opening and closing
+
+    async def open(self) -> None:
+        """Open the store. Raises StoreError."""
+        await self._store.open()
+        self._count = await self._store.count(self._channel)
+        if self._count:
+            _log.info("%s: %d event(s) wait in its durable queue %s", self.name, self._count, self._store.path)
+
+    async def close(self) -> None:
+        """Write what is still to be written, and let go."""
+        if self._finished:
+            self._tell()
+        await self._store.close()
+        left = self._count - len(self._finished)
+        if left > 0 and self._ceased:
+            _log.info("%s: %d event(s) stay in its durable queue for the next run", self.name, left)
+
+    # ------------------------------------------------------------------ the side that stores
+
+    def push(self, batch: Batch) -> Awaitable[None] | None:
+        count = len(batch)
+        self.counters.received += count
+        self.counters.held += count
+        return self._enter(batch)
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        """From a queue in memory in front of this one, which has counted the batch at the module already."""
+        count = len(batch)
+        self._outcomes.counters.held -= count
+        self._outcomes.counters.sent += count
+        return self.push(batch)
+
+    def _enter(self, batch: Batch) -> Awaitable[None] | None:
+        room = self._options.size - self._count
+        if len(batch) <= room and not self._waiting:
+            return self._store_all(batch)
+        if self._overflow == "block":
+            sender: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append((batch, sender))
+            self._made_room()
+            return sender
+        kept, rest = (batch[:room], batch[room:]) if room > 0 else ([], batch)
+        self.counters.held -= len(rest)
+        if self._overflow == "drop-newest":
+            self.counters.dropped += len(rest)
+            self.counters.reasons["dropped", "overflow"] += len(rest)
+            settle(rest, "dropped", "overflow")
+        else:
+            error = QueueFull(f"the durable queue of {self.name} is full ({self._options.size} events)")
+            self._fail(rest, error)
+        return self._store_all(kept) if kept else None
+
+    def _store_all(self, batch: Batch) -> Awaitable[None] | None:
+        try:
+            bodies = encode_each(batch)
+        except (ValueError, TypeError, RecursionError):
+            batch, bodies = self._encoded(batch)
+            if not batch:
+                return None
+        try:
+            storing = self._store.do(lambda file: file.put(self._channel, bodies))
+        except Stopped as error:
+            self.counters.held -= len(batch)
+            self._fail(batch, error)
+            return None
+        number = self._next
+        self._next += 1
+        self._storing[number] = batch
+        self._count += len(batch)
+        storing.add_done_callback(partial(self._was_stored, number))
+        if len(self._storing) < STORING:
+            return None
+        if self._room is None:
+            self._room = asyncio.get_running_loop().create_future()
+        return asyncio.shield(self._room)
+
+    def _encoded(self, batch: Batch) -> tuple[Batch, list[bytes]]:
+        good: Batch = []
+        bodies: list[bytes] = []
+        for event in batch:
+            try:
+                bodies += encode_each([event])
+                good.append(event)
+            except (ValueError, TypeError, RecursionError) as error:
+                self.counters.held -= 1
+                self._fail([event], InputError(f"the event cannot be stored: {error}"))
+        return good, bodies
+
+    def _fail(self, batch: Batch, error: Exception) -> None:
+        """These events fail at the module, which they have reached in so far."""
+        self.counters.sent += len(batch)
+        self._outcomes.counters.received += len(batch)
+        self._outcomes.fail([(event, Failed(error, touched=False)) for event in batch])
+
+    def _was_stored(self, number: int, storing: asyncio.Future[None]) -> None:
+        batch = self._storing.pop(number, None)
+        if batch is None:  # the deadline has passed meanwhile
+            return
+        error = None if storing.cancelled() else storing.exception()
+        self.counters.held -= len(batch)
+        if error is None and not storing.cancelled():
+            self.counters.delivered += len(batch)
+            settle(batch, "delivered", "stored")
+            self._store.arrived(self._channel)
+        else:
+            self._count -= len(batch)
+            self._fail(batch, error if isinstance(error, Exception) else Stopped("the store was closed"))
+        room, self._room = self._room, None
+        if room is not None and not room.done():
+            room.set_result(None)
+
+    def _made_room(self) -> None:
+        while self._waiting:
+            batch, sender = self._waiting[0]
+            room = self._options.size - self._count
+            if room <= 0:
+                return
+            if len(batch) > room:
+                self._waiting[0] = (batch[room:], sender)
+                self._store_all(batch[:room])
+                return
+            self._waiting.popleft()
+            self._store_all(batch)
+            if not sender.done():
+                sender.set_result(None)
+
+    # ------------------------------------------------------------------ the side that reads
+
+    def start(self, spawn: Callable[[Coroutine[Any, Any, None], str], Any]) -> None:
+        spawn(self._read(), f"durable queue of {self.name}")
+
+    async def _read(self) -> None:
+        taking: asyncio.Task[list[Taken]] | None = None
+        try:
+            while not self._ceased:
+                await self._resumed.wait()
+                if taking is None:
+                    taking = self._take()
+                try:
+                    taken = await asyncio.shield(taking)
+                except Stopped:
+                    return
+                except StoreError as error:
+                    _log.error("%s: %s", self.name, error)
+                    taking = None
+                    await asyncio.sleep(1.0)
+                    continue
+                if self._ceased:
+                    return  # they are given back below
+                self._reading = True
+                # The next batch is taken while this one is handled: a commit is a long wait.
+                taking = None if self._ceased or not self._resumed.is_set() else self._take()
+                wait = self._hand_on(taken)
+                if wait is not None:
+                    await wait
+                self._reading = False
+                self._moved.set()
+        finally:
+            self._reading = False
+            if taking is not None:
+                taking.cancel()
+                await asyncio.wait([taking])
+                if not taking.cancelled() and taking.exception() is None and (left := taking.result()):
+                    self._store.back(self._channel, [one.id for one in left], charged=False)
+
+    def _take(self) -> asyncio.Task[list[Taken]]:
+        return asyncio.get_running_loop().create_task(
+            self._store.take(self._channel, self._batch_limit, self._were_taken), name=f"furcula takes for {self.name}"
+        )
+
+    def _were_taken(self, count: int) -> None:
+        self._taken += count
+
+    def _hand_on(self, taken: list[Taken]) -> Awaitable[None] | None:
+        self._taken -= len(taken)
+        taken = [one for one in taken if not self._worn_out(one)]
+        try:
+            events = decode_each([one.body for one in taken])
+        except InputError:
+            taken, events = self._decoded(taken)
+        if not events:
+            return None
+        origin, settled = self._origin, self._settled
+        for one, event in zip(taken, events, strict=True):
+            receipt = Receipt(origin, 1, event.created)
+            event._receipt = _Stored((receipt,), 1, settled, event.created, row=one.id, attempts=one.attempts)
+        self._in_hand += len(events)
+        self.counters.born += len(events)
+        self.counters.sent += len(events)
+        return self._entry.push(events)
+
+    def _worn_out(self, one: Taken) -> bool:
+        """Was it handed out too often? Each time the process must have died, or it would have been settled."""
+        if one.attempts <= self._options.max_deliveries:
+            return False
+        times = one.attempts - 1
+        failure = Failure(self.name, "Lost", f"it was handed out {times} times and never settled", attempts=times)
+        self._reject(one.id, failure, times)
+        return True
+
+    def _decoded(self, taken: list[Taken]) -> tuple[list[Taken], Batch]:
+        good: list[Taken] = []
+        events: Batch = []
+        for one in taken:
+            try:
+                events += decode_events(one.body)
+                good.append(one)
+            except InputError as error:
+                _log.error("%s: what stands in %s is no event: %s", self.name, self._store.path, error)
+                self._reject(one.id, Failure(self.name, "InputError", str(error)), one.attempts)
+        return good, events
+
+    def _settled(self, slot: Slot) -> None:
+        assert isinstance(slot, _Stored)
+        self._settlements += 1
+        self._all_read = False
+        self._moved.set()
+        self._in_hand -= 1
+        word = verdict(slot, slot.attempts, self._options.max_deliveries)
+        if word == "ack":
+            self._finished.append(slot.row)
+            if not self._telling:
+                self._telling = True
+                asyncio.get_running_loop().call_soon(self._tell)
+        elif word == "reject":
+            failure = slot.failure if isinstance(slot.failure, Failure) else Failure(self.name, slot.reason, "")
+            self._reject(slot.row, failure, slot.attempts)
+        else:
+            delay_s = self._options.delay_s(slot.attempts) if word == "again" else 0.0
+            with suppress(Stopped):  # a closed store has given back all that was in hand
+                self._store.back(self._channel, [slot.row], delay_s=delay_s, charged=word == "again")
+
+    def _tell(self) -> None:
+        """Remove what is done, all that was settled in one turn of the loop at once."""
+        self._telling = False
+        rows, self._finished = self._finished, []
+        if rows:
+            try:
+                self._store.done(self._channel, rows)
+            except Stopped:
+                text = "%s: %d event(s) were settled after the store was closed; they come again"
+                _log.error(text, self.name, len(rows))
+            self._count -= len(rows)
+            self._made_room()
+
+    def _reject(self, row: int, failure: Failure, attempts: int) -> None:
+        flow, origin, channel = self._flow, self._origin.name, self._channel
+
+        def letter(body: bytes) -> Letter:
+            return Letter(
+                failure.at or time.time(), flow, failure.module, (origin, failure.module), failure.type,
+                failure.message, failure.traceback, attempts, body, channel,
+            )  # fmt: skip
+
+        try:
+            self._store.do(lambda file: file.reject(channel, row, letter), stubborn=True)
+        except Stopped:
+            _log.error("%s: an event was rejected after the store was closed; it comes again", self.name)
+        self._count -= 1
+        self._made_room()
+
+    # ------------------------------------------------------------------ its end
+
+    def cease(self) -> None:
+        """Read nothing more. What is stored stays for the next run."""
+        self._ceased = True
+
+    def run_dry(self, spawn: Callable[[Coroutine[Any, Any, None], str], Any]) -> None:
+        """No more is coming: from now on, be idle once everything that was stored has been read."""
+        spawn(self._watch(), f"end of the durable queue of {self.name}")
+
+    async def _watch(self) -> None:
+        while True:
+            self._moved.clear()
+            try:
+                settled = self._settlements
+                all_read = not await self._store.do(lambda file: file.has_unread(self._channel))
+                # What was settled meanwhile may have gone back behind this look.
+                self._all_read = all_read and settled == self._settlements
+            except Stopped:
+                return
+            except StoreError as error:
+                _log.error("%s: %s", self.name, error)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._moved.wait()
+
+    def idle(self) -> bool:
+        if self._storing or self._reading:
+            return False
+        # What waits for room in a full store when nothing is read any more has no hope of it; it is abandoned.
+        return self._ceased or (not self._waiting and self._all_read and not self._taken)
+
+    @property
+    def dry(self) -> bool:
+        """Is everything that was stored settled, or left for the next run?"""
+        return self._ceased or (self.idle() and not self._in_hand and not self._finished)
+
+    @property
+    def depth(self) -> int:
+        return max(0, self._count - self._in_hand)
+
+    def pause(self) -> None:
+        self._resumed.clear()
+
+    def resume(self) -> None:
+        self._resumed.set()
+
+    def abandon(self) -> int:
+        """The deadline has passed: what is not known to be stored fails. It may be stored all the same."""
+        held = [event for batch in self._storing.values() for event in batch]
+        held += [event for batch, _ in self._waiting for event in batch]
+        self._storing.clear()
+        for _, sender in self._waiting:
+            if not sender.done():
+                sender.set_result(None)
+        self._waiting.clear()
+        if held:
+            self.counters.held -= len(held)
+            self.counters.sent += len(held)
+            self._outcomes.counters.received += len(held)
+            self._outcomes.counters.held += len(held)
+        return abandon(self._outcomes, held)

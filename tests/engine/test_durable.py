@@ -1,0 +1,224 @@
+"""A queue in a file: delivered once stored, handed out until settled, and nothing is lost between two runs."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from furcula import Director, Event, Flow, Options
+from furcula.errors import ConfigurationError, DeliveryError, StartFailed
+from furcula.store import StoreFile
+from furcula.testing.settled import assert_settled
+
+
+def letters(path: Path) -> list[Any]:
+    file = StoreFile(path, owns=False)
+    try:
+        return file.letters()
+    finally:
+        file.close()
+
+
+def left(path: Path, channel: str) -> int:
+    file = StoreFile(path, owns=False)
+    try:
+        return int(file.transaction(lambda: file.count(channel)))
+    finally:
+        file.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "queue.db"
+
+
+def numbers(flow: Flow, count: int) -> Any:
+    return flow.source(lambda: range(count), "numbers")
+
+
+async def test_every_event_comes_out_once_in_order_with_its_id(store: Path) -> None:
+    flow = Flow("orders")
+    before: list[str] = []
+    after: list[tuple[int, str]] = []
+
+    def note(event: Event[int]) -> Event[int]:
+        before.append(event.id)
+        return event
+
+    def keep(event: Event[int]) -> None:
+        after.append((event.data, event.id))
+
+    sink = flow.module(keep, "keep", options=Options.of(queue={"durable": str(store)}))
+    numbers(flow, 3000) >> flow.module(note) >> sink
+    statistics = await flow.run_async()
+    assert_settled(statistics)
+    assert after == list(zip(range(3000), before, strict=True))
+    assert statistics.origins["numbers"].delivered == 3000
+    assert statistics.origins["queue(keep)"].delivered == 3000
+    assert statistics.modules["keep.queue"].received == statistics.modules["keep.queue"].sent == 3000
+    assert left(store, "orders/keep") == 0
+
+
+async def test_what_is_stored_when_a_flow_is_stopped_is_handled_by_the_next_run(store: Path) -> None:
+    seen: list[int] = []
+    entered = asyncio.Event()
+
+    def build(block: bool) -> Flow:
+        flow = Flow("orders")
+
+        async def work(event: Event[int]) -> None:
+            entered.set()
+            if block:
+                await asyncio.Event().wait()
+            seen.append(event.data)
+
+        inlet = flow.use("inlet", "inlet")
+        inlet >> flow.module(work, "work", options=Options.of(queue={"durable": str(store)}))
+        return flow
+
+    director = Director(build(True))
+    async with director:
+        for number in range(10):
+            slot = await director.put("inlet", number, settled=True)
+            assert slot.fate == "delivered"
+        await entered.wait()
+        statistics = await director.stop("50ms")
+    assert_settled(statistics)
+    assert statistics.origins["queue(work)"].failed == statistics.origins["queue(work)"].admitted > 0
+    assert left(store, "orders/work") == 10
+
+    director = Director(build(False))
+    async with director:
+        while len(seen) < 10:
+            await asyncio.sleep(0)
+        assert_settled(await director.stop())
+    assert seen == list(range(10))
+    assert left(store, "orders/work") == 0
+
+
+class Busy(DeliveryError):
+    """Worth another try."""
+
+
+async def test_what_is_worth_another_try_is_handed_out_again_and_the_rest_becomes_a_letter(store: Path) -> None:
+    tried: list[int] = []
+
+    async def work(event: Event[int]) -> None:
+        tried.append(event.data)
+        if event.data == 1 and tried.count(1) < 3:
+            raise Busy("not now")
+        if event.data == 2:
+            raise Busy("never")
+        if event.data == 3:
+            raise ValueError("no such thing")
+
+    flow = Flow("orders")
+    options = Options.of(queue={"durable": str(store), "max_deliveries": 4, "delay": "1ms"})
+    numbers(flow, 5) >> flow.module(work, "work", options=options)
+    statistics = await flow.run_async()
+    assert_settled(statistics)
+    assert [tried.count(number) for number in range(5)] == [1, 3, 4, 1, 1]
+    found = {one.error: one for one in letters(store)}
+    assert found["Busy"].attempts == 4
+    assert found["ValueError"].attempts == 1
+    assert found["ValueError"].message == "no such thing"
+    assert found["ValueError"].path == ("queue(work)", "work")
+    assert found["ValueError"].queue == "orders/work"
+    assert left(store, "orders/work") == 0
+
+
+async def test_a_failure_in_a_module_far_behind_the_queue_is_its_failure_too(store: Path) -> None:
+    tried: list[int] = []
+    flow = Flow("orders")
+
+    async def far(event: Event[int]) -> None:
+        tried.append(event.data)
+        if tried.count(event.data) == 1:
+            raise Busy("once")
+
+    options = Options.of(queue={"durable": str(store), "delay": "1ms"})
+    same = flow.module(lambda event: event, "same", options=options)
+    numbers(flow, 50) >> same >> flow.module(far)
+    assert_settled(await flow.run_async())
+    assert sorted(tried) == sorted([*range(50)] * 2)
+    assert letters(store) == []
+
+
+async def test_what_cannot_be_stored_fails_at_the_module(store: Path) -> None:
+    failed: list[Any] = []
+    flow = Flow("orders")
+    work = flow.module(lambda event: None, "work", options=Options.of(queue={"durable": str(store)}))
+    flow.source(lambda: [1, object(), 3], "source") >> work
+    work["failed"] >> flow.module(lambda event: failed.append(event), "dead")
+    statistics = await flow.run_async()
+    assert_settled(statistics)
+    assert [event.failures[0].type for event in failed] == ["InputError"]
+    assert statistics.origins["queue(work)"].admitted == 2
+
+
+@pytest.mark.parametrize(("overflow", "fate"), [("drop-newest", "dropped"), ("fail", "failed")])
+async def test_a_full_durable_queue_does_what_overflow_says(store: Path, overflow: str, fate: str) -> None:
+    flow = Flow("orders")
+    gate = asyncio.Event()
+
+    async def work(event: Event[int]) -> None:
+        await gate.wait()
+
+    inlet = flow.use("inlet", "inlet")
+    options = Options.of(queue={"durable": str(store), "size": 5}, overflow=overflow)
+    inlet >> flow.module(work, "work", options=options)
+    async with Director(flow) as director:
+        slots = [await director.put("inlet", number, settled=True) for number in range(8)]
+        gate.set()
+        assert [slot.fate for slot in slots] == ["delivered"] * 5 + [fate] * 3
+        assert_settled(await director.drain())
+
+
+async def test_a_full_durable_queue_makes_its_sender_wait_and_loses_nothing(store: Path) -> None:
+    seen: list[int] = []
+    flow = Flow("orders")
+
+    async def work(event: Event[int]) -> None:
+        await asyncio.sleep(0)
+        seen.append(event.data)
+
+    options = Options.of(queue={"durable": str(store), "size": 7})
+    numbers(flow, 500) >> flow.module(work, "work", options=options)
+    statistics = await flow.run_async()
+    assert_settled(statistics)
+    assert seen == list(range(500))
+
+
+async def test_two_modules_in_one_store_have_queues_of_their_own(store: Path) -> None:
+    flow = Flow("orders")
+    one: list[int] = []
+    two: list[int] = []
+    options = Options.of(queue={"durable": str(store)})
+    first = flow.module(lambda event: (one.append(event.data), event)[1], "one", options=options)
+    second = flow.module(lambda event: two.append(event.data), "two", options=options)
+    numbers(flow, 1000) >> first >> second
+    assert_settled(await flow.run_async())
+    assert one == two == list(range(1000))
+
+
+async def test_a_store_that_cannot_be_used_keeps_the_flow_from_starting(store: Path) -> None:
+    store.write_text("this is no store")
+    flow = Flow("orders")
+    options = Options.of(queue={"durable": str(store)})
+    numbers(flow, 3) >> flow.module(lambda event: None, "work", options=options)
+    with pytest.raises(StartFailed, match=r"work could not start.*no store of furcula"):
+        await flow.run_async()
+
+
+def test_where_no_durable_queue_can_stand_is_said(store: Path) -> None:
+    flow = Flow("orders")
+    options = Options.of(queue={"durable": str(store)})
+    work = flow.module(lambda event: event, "work", options=options)
+    more = flow.module(lambda event: event, "more")
+    numbers(flow, 3) >> work >> more
+    flow.connect(more, work, ttl=3)
+    with pytest.raises(ConfigurationError, match="work stands in a cycle"):
+        flow.check()
