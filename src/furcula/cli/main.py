@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from furcula.cli.check import check
+from furcula.cli.dlq import dlq
 from furcula.cli.explain import explain
 from furcula.cli.graph import graph
 from furcula.cli.kinds import list_kinds, show
@@ -27,3 +28,4 @@ def main() -> None:
 
 for _command in (run, check, explain, graph, list_kinds, show, schema, test, new):
     main.add_command(_command)
+main.add_command(dlq)
