@@ -6,12 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from furcula.broker import Broker
     from furcula.engine.director import Director
     from furcula.engine.statistics import Statistics
     from furcula.errors import ConfigurationError, FurculaError
     from furcula.event import Event, Failure
     from furcula.module import BatchFailed, Context, Module, Source
-    from furcula.options import Breaker, Duration, Options, Retry, Secret, Size
+    from furcula.options import Breaker, Durable, Duration, Options, Retry, Secret, Size
     from furcula.run import Flow
 
 __version__ = "0.1.0"
@@ -21,9 +22,11 @@ __version__ = "0.1.0"
 _HOMES = {
     "BatchFailed": "module",
     "Breaker": "options",
+    "Broker": "broker",
     "ConfigurationError": "errors",
     "Context": "module",
     "Director": "engine.director",
+    "Durable": "options",
     "Duration": "options",
     "Event": "event",
     "Failure": "event",
@@ -41,9 +44,11 @@ _HOMES = {
 __all__ = [
     "BatchFailed",
     "Breaker",
+    "Broker",
     "ConfigurationError",
     "Context",
     "Director",
+    "Durable",
     "Duration",
     "Event",
     "Failure",

@@ -30,7 +30,7 @@ def test_help_needs_neither_yaml_nor_rich_nor_the_flow_file_reader(folder):
 
 def test_every_command_has_help(furcula):
     listed = furcula("--help").stdout
-    for name in ("run", "check", "explain", "graph", "list", "show", "schema", "test", "new", "dlq"):
+    for name in ("run", "check", "explain", "graph", "list", "show", "schema", "test", "new", "dlq", "profiles"):
         assert re.search(rf"^  {name} ", listed, re.MULTILINE)
         assert furcula(name, "--help").exit_code == 0
 

@@ -10,6 +10,7 @@ from furcula.cli.explain import explain
 from furcula.cli.graph import graph
 from furcula.cli.kinds import list_kinds, show
 from furcula.cli.new import new
+from furcula.cli.profiles import profiles
 from furcula.cli.run import run
 from furcula.cli.schema import schema
 from furcula.cli.test import test
@@ -29,3 +30,4 @@ def main() -> None:
 for _command in (run, check, explain, graph, list_kinds, show, schema, test, new):
     main.add_command(_command)
 main.add_command(dlq)
+main.add_command(profiles)
