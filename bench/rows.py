@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench import flows, latency, memory, startup, waiting, work
+from bench import broker, durable, flows, latency, memory, startup, waiting, work
 from bench.measure import Run, pairs
 from bench.queue_chain import queue_chain
 
@@ -65,6 +65,11 @@ def _latency(size: Size) -> tuple[str, str]:
     return f"{found[len(found) // 2]:.0f} us", f"p99 {found[len(found) * 99 // 100]:.0f} us"
 
 
+def _put_latency(size: Size) -> tuple[str, str]:
+    found = broker.latencies_ms(max(10, min(2000, size.events // 100)))
+    return f"{found[len(found) * 99 // 100]:.2f} ms", f"p50 {found[len(found) // 2]:.2f} ms"
+
+
 def _waiting_event(size: Size) -> tuple[str, str]:
     events = size.events * 5
     return f"{memory.bytes_per_waiting_event(events):.0f} bytes", f"{events:,} events in a queue"
@@ -98,6 +103,16 @@ ROWS = [
         ">= 3 x",
         part=0.1,
     ),
+    _ratio(
+        "durable queue, in batches",
+        durable.durable_queue,
+        "bare sqlite3, WAL, FULL",
+        durable.bare_sqlite,
+        ">= 0.5 x",
+        part=0.3,
+    ),
+    _ratio("Broker, deliveries to ten sinks", broker.ten_sinks, "to one", broker.one_sink, ">= 0.8 x", part=0.1),
+    Row("Broker, put_nowait from a thread", "", "p99 <= 5 ms", _put_latency),
     Row("one event, five idle modules", "", "p50 <= 60 us", _latency),
     Row("an event that waits in a queue", "", "< 600 bytes", _waiting_event),
     Row("import furcula", "", "<= 120 ms", lambda size: (f"{startup.import_ms(size.repeats):.0f} ms", "")),

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from furcula.codecs.codec import Msgpack, nested_too_deeply
+from furcula.codecs.codec import Msgpack, may_nest, nested_too_deeply
 from furcula.errors import InputError
 from furcula.event import Event, Failure
 
@@ -22,7 +22,7 @@ VERSION = 1
 MAX_BATCH = 64_000_000
 
 
-class _Wire(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+class _Wire(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=False):
     data: Any
     headers: dict[str, Any] = {}
     id: str | None = None
@@ -35,6 +35,7 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 _codec = Msgpack()
+_encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[_Wire]).decode
 _HEAD = bytes([VERSION])
 _ONE = _HEAD + b"\x91"  # an array of one
@@ -55,8 +56,27 @@ def encode_each(events: Sequence[Event[Any]]) -> list[bytes]:
     Raises:
         ValueError: As `encode_events`.
     """
-    encode = _codec.encode
-    return [_ONE + encode(event.to_wire()) for event in events]
+    encode = _encode
+    try:
+        return [
+            _ONE
+            + encode(
+                _Wire(
+                    event.data,
+                    event.headers,
+                    event.id,
+                    event.parent,
+                    event.created,
+                    event.key,
+                    event.ttl,
+                    event.tags,
+                    event.failures,
+                )
+            )
+            for event in events
+        ]
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return [encode_events([event]) for event in events]  # says what it is, and where
 
 
 def decode_each(raws: Sequence[bytes]) -> list[Event[Any]]:
@@ -68,9 +88,11 @@ def decode_each(raws: Sequence[bytes]) -> list[Event[Any]]:
     if not all(raw[:2] == _ONE for raw in raws):
         raise InputError("a frame of one event begins with the version and the number 1")
     count = len(raws)
-    events = decode_events(b"".join((_HEAD, b"\xdd", count.to_bytes(4, "big"), *[raw[2:] for raw in raws])))
-    if len(events) != count:  # pragma: no cover -- MessagePack's own count says it
-        raise InputError("the frames are malformed")
+    frame = b"".join((_HEAD, b"\xdd", count.to_bytes(4, "big"), *[raw[2:] for raw in raws]))
+    events = _decoded(frame, MAX_BATCH)
+    if len(events) != count:  # one frame had none, and another two
+        raise InputError("a frame of one event has another number of them")
+    _check_depth([event for raw, event in zip(raws, events, strict=True) if may_nest(raw)])
     return events
 
 
@@ -80,13 +102,23 @@ def decode_events(raw: bytes, *, max_size: int = MAX_BATCH) -> list[Event[Any]]:
     Raises:
         InputError: It is no such frame, or larger than `max_size`. Whatever the bytes are, nothing else is raised.
     """
+    events = _decoded(raw, max_size)
+    _check_depth(events)
+    return events
+
+
+def _check_depth(events: list[Event[Any]]) -> None:
+    if nested_too_deeply([event.data for event in events]) or nested_too_deeply([event.headers for event in events]):
+        raise InputError("the batch is nested too deeply")
+
+
+def _decoded(raw: bytes, max_size: int) -> list[Event[Any]]:
     if len(raw) > max_size:
         raise InputError(f"a batch of {len(raw)} bytes; the limit is {max_size}")
     if raw[:1] != _HEAD:
         raise InputError(f"a batch begins with the version {VERSION}, not with {raw[:1]!r}")
     try:
-        wires = _decode(memoryview(raw)[1:])
-        events = [
+        return [
             Event(
                 wire.data,
                 wire.headers,
@@ -100,15 +132,12 @@ def decode_events(raw: bytes, *, max_size: int = MAX_BATCH) -> list[Event[Any]]:
                 wire.created,
                 wire.id,
             )
-            for wire in wires
+            for wire in _decode(memoryview(raw)[1:])
         ]
     except RecursionError:
         raise InputError("the batch is nested too deeply") from None
     except (ValueError, TypeError, OverflowError, MemoryError) as error:
         raise InputError(f"the batch is malformed: {error}") from None
-    if nested_too_deeply([wire.data for wire in wires]) or nested_too_deeply([wire.headers for wire in wires]):
-        raise InputError("the batch is nested too deeply")
-    return events
 
 
 def _hashable(key: Any) -> Any:

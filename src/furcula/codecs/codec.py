@@ -97,7 +97,7 @@ class Msgpack:
             data = self._decode(raw)
         except _UNDECODABLE as error:
             raise _undecodable("MessagePack", raw, error) from None
-        if len(raw) > MAX_DEPTH and _may_nest(raw) and nested_too_deeply(data):
+        if may_nest(raw) and nested_too_deeply(data):
             raise InputError(_TOO_DEEP)
         return data
 
@@ -189,8 +189,9 @@ def _held(data: Any) -> Iterable[Any]:
 _OPENING = bytes([*range(0x80, 0xA0), 0xDC, 0xDD, 0xDE, 0xDF])
 
 
-def _may_nest(raw: bytes) -> bool:
-    return len(raw) - len(raw.translate(None, _OPENING)) > MAX_DEPTH
+def may_nest(raw: bytes) -> bool:
+    """May these bytes of MessagePack be nested more than `MAX_DEPTH` deep? Tells only when there is no need to look."""
+    return len(raw) > MAX_DEPTH and len(raw) - len(raw.translate(None, _OPENING)) > MAX_DEPTH
 
 
 # ------------------------------------------------------------------ what is said when it fails

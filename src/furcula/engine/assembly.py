@@ -194,6 +194,7 @@ class Assembly:
             self.origin(f"queue({name})"),
             flow=self.flow.name,
             overflow=run.place.options.overflow,
+            time_slice=self._slice,
             batch_limit=self._batch_limit,
         )
         run.steps.append(queue)

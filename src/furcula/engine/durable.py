@@ -19,13 +19,13 @@ from typing import Any
 
 from furcula.codecs import decode_each, decode_events, encode_each
 from furcula.engine.caught import abandon
-from furcula.engine.counters import Counters
+from furcula.engine.counters import Counters, TimeSlice
 from furcula.engine.outcome import Failed, Outcomes
 from furcula.engine.outlets import Batch, Consumer, settle
 from furcula.errors import InputError, QueueFull, Stopped, StoreError
 from furcula.event import Failure
 from furcula.options import Durable, Overflow
-from furcula.receipt import Origin, Receipt, Slot, Tracked
+from furcula.receipt import Fate, Origin, Slot, Tracked
 from furcula.store import Letter, Store, Taken
 from furcula.verdict import verdict
 
@@ -35,6 +35,8 @@ _log = logging.getLogger("furcula.flow")
 
 #: Seconds between two looks at what is left, at the end of a flow.
 LOOK_S = 0.25
+#: Batches that are taken at once: each time costs a commit.
+AHEAD = 4
 #: Batches on their way to the disk before whoever pushes has to wait.
 STORING = 8
 
@@ -42,8 +44,22 @@ STORING = 8
 class _Stored(Tracked, gc=False, eq=False):
     """The slot of an event that was read: which row it is, and how often it was handed out."""
 
+    # What is usual is short here: an event that stays one event, and is delivered.
+    queue: Any = None
     row: int = 0
     attempts: int = 1
+
+    def settle(self, fate: Fate, count: int = 1, reason: str = "", failure: object = None) -> None:
+        if fate == "delivered" and count == self.shares == 1 and self.fate != "failed":
+            self.shares = 0
+            self.fate = fate
+            self.queue.finished(self.row)
+        else:
+            Slot.settle(self, fate, count, reason, failure)
+
+    def close(self) -> None:
+        self.fate = self.fate or "dropped"
+        self.queue.settled(self)
 
 
 class DurableQueue:
@@ -59,7 +75,7 @@ class DurableQueue:
         origin: Under whose name events are read.
         flow: The flow's name, for dead letters.
         overflow: What happens when it holds as many events as it may.
-        batch_limit: The most events that are read together.
+        batch_limit: The most events that are handed on together.
     """
 
     def __init__(
@@ -74,6 +90,7 @@ class DurableQueue:
         *,
         flow: str,
         overflow: Overflow,
+        time_slice: TimeSlice,
         batch_limit: int,
     ):
         self.name = name
@@ -86,6 +103,7 @@ class DurableQueue:
         self._origin = origin
         self._flow = flow
         self._overflow = overflow
+        self._slice = time_slice
         self._batch_limit = batch_limit
         #: Events in the store, as far as this process knows.
         self._count = 0
@@ -260,9 +278,12 @@ class DurableQueue:
                 self._reading = True
                 # The next batch is taken while this one is handled: a commit is a long wait.
                 taking = None if self._ceased or not self._resumed.is_set() else self._take()
-                wait = self._hand_on(taken)
-                if wait is not None:
-                    await wait
+                for at in range(0, len(taken), self._batch_limit):
+                    wait = self._hand_on(taken[at : at + self._batch_limit])
+                    if wait is not None:
+                        await wait
+                    if self._slice.over():
+                        await self._slice.let_others_run()
                 self._reading = False
                 self._moved.set()
         finally:
@@ -274,9 +295,8 @@ class DurableQueue:
                     self._store.back(self._channel, [one.id for one in left], charged=False)
 
     def _take(self) -> asyncio.Task[list[Taken]]:
-        return asyncio.get_running_loop().create_task(
-            self._store.take(self._channel, self._batch_limit, self._were_taken), name=f"furcula takes for {self.name}"
-        )
+        taking = self._store.take(self._channel, AHEAD * self._batch_limit, self._were_taken)
+        return asyncio.get_running_loop().create_task(taking, name=f"furcula takes for {self.name}")
 
     def _were_taken(self, count: int) -> None:
         self._taken += count
@@ -290,10 +310,12 @@ class DurableQueue:
             taken, events = self._decoded(taken)
         if not events:
             return None
-        origin, settled = self._origin, self._settled
+        origin = self._origin
         for one, event in zip(taken, events, strict=True):
-            receipt = Receipt(origin, 1, event.created)
-            event._receipt = _Stored((receipt,), 1, settled, event.created, row=one.id, attempts=one.attempts)
+            event._receipt = _Stored(
+                (), created=event.created, origin=origin, queue=self, row=one.id, attempts=one.attempts
+            )
+        origin.admit(len(events))
         self._in_hand += len(events)
         self.counters.born += len(events)
         self.counters.sent += len(events)
@@ -320,18 +342,25 @@ class DurableQueue:
                 self._reject(one.id, Failure(self.name, "InputError", str(error)), one.attempts)
         return good, events
 
-    def _settled(self, slot: Slot) -> None:
-        assert isinstance(slot, _Stored)
-        self._settlements += 1
-        self._all_read = False
-        self._moved.set()
-        self._in_hand -= 1
+    def finished(self, row: int) -> None:
+        """The event of this row was delivered."""
+        self._finished.append(row)
+        if not self._telling:
+            self._telling = True
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def settled(self, slot: _Stored) -> None:
+        """An event of several shares is settled, or one that was not delivered."""
+        fate = slot.fate or "dropped"
         word = verdict(slot, slot.attempts, self._options.max_deliveries)
+        if fate == "delivered":
+            self.finished(slot.row)
+            return
+        self._origin.settle(fate, 1, slot.reason)
+        self._in_hand -= 1
+        self._looked_over()
         if word == "ack":
-            self._finished.append(slot.row)
-            if not self._telling:
-                self._telling = True
-                asyncio.get_running_loop().call_soon(self._tell)
+            self._gone([slot.row])
         elif word == "reject":
             failure = slot.failure if isinstance(slot.failure, Failure) else Failure(self.name, slot.reason, "")
             self._reject(slot.row, failure, slot.attempts)
@@ -340,18 +369,30 @@ class DurableQueue:
             with suppress(Stopped):  # a closed store has given back all that was in hand
                 self._store.back(self._channel, [slot.row], delay_s=delay_s, charged=word == "again")
 
+    def _looked_over(self) -> None:
+        """What was seen of the store may be true no longer."""
+        self._settlements += 1
+        self._all_read = False
+        self._moved.set()
+
     def _tell(self) -> None:
-        """Remove what is done, all that was settled in one turn of the loop at once."""
+        """All that was delivered in one turn of the loop, at once."""
         self._telling = False
         rows, self._finished = self._finished, []
         if rows:
-            try:
-                self._store.done(self._channel, rows)
-            except Stopped:
-                text = "%s: %d event(s) were settled after the store was closed; they come again"
-                _log.error(text, self.name, len(rows))
-            self._count -= len(rows)
-            self._made_room()
+            self._origin.settle("delivered", len(rows), "")
+            self._in_hand -= len(rows)
+            self._looked_over()
+            self._gone(rows)
+
+    def _gone(self, rows: list[int]) -> None:
+        try:
+            self._store.done(self._channel, rows)
+        except Stopped:
+            text = "%s: %d event(s) were settled after the store was closed; they come again"
+            _log.error(text, self.name, len(rows))
+        self._count -= len(rows)
+        self._made_room()
 
     def _reject(self, row: int, failure: Failure, attempts: int) -> None:
         flow, origin, channel = self._flow, self._origin.name, self._channel

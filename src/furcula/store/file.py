@@ -31,6 +31,9 @@ CHECKED_BYTES = 256 * 1024 * 1024
 
 _log = logging.getLogger("furcula.store")
 
+#: Rows that are inserted by one statement.
+_ROWS = (256, 32, 4, 1)
+
 _TABLES = """
 CREATE TABLE channel (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
 CREATE TABLE owner (id INTEGER PRIMARY KEY, name TEXT NOT NULL);
@@ -296,9 +299,15 @@ class StoreFile:
 
     def put(self, channel: str, bodies: Sequence[bytes]) -> None:
         """Add bodies to the end of a queue, in their order."""
-        self._db.executemany(
-            f"INSERT INTO queue_{self._queue(channel)} (body) VALUES (?)", [(body,) for body in bodies]
-        )
+        insert = f"INSERT INTO queue_{self._queue(channel)} (body) VALUES "
+        at = 0
+        # Many rows in one statement: between two statements Python's lock is let go and taken again, and whoever has
+        # it meanwhile (the event loop) keeps it for a while. A handful of sizes, so that statements are prepared once.
+        for size in _ROWS:
+            values = ",".join(["(?)"] * size)
+            while len(bodies) - at >= size:
+                self._db.execute(insert + values, bodies[at : at + size])
+                at += size
 
     def take(self, channel: str, most: int, now: float | None = None) -> list[Taken]:
         """The next bodies of a queue, at most `most`; they are this owner's, and an attempt is charged for each."""
