@@ -11,7 +11,7 @@ import pytest
 import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.modules.zmq.peers import Peers
+from tests.modules.zmq.peers import Peers, is_free
 
 from furcula import Director, Event, Flow
 from furcula.errors import InputError
@@ -120,6 +120,7 @@ async def test_a_router_that_begins_anew_is_found_by_its_workers_and_clients() -
     async with Director(serving(address, double, workers=2)):
         assert_settled(await asking(address, 20, got).run_async())
         await router.stop()
+        await until(lambda: is_free(address))
         asked = asyncio.ensure_future(asking(address, 50, got, timeout="0.5s").run_async())
         async with Director(routing(address=address)):
             async with asyncio.timeout(60):

@@ -1,6 +1,8 @@
-"""Plain sockets of pyzmq, closed when a test is over."""
+"""Plain sockets of pyzmq, closed when a test is over; and whether a port is free."""
 
 from __future__ import annotations
+
+import socket
 
 import zmq.asyncio
 
@@ -18,3 +20,13 @@ class Peers:
         for socket in self._sockets:
             socket.close(linger=0)
         self._context.term()
+
+
+def is_free(address: str) -> bool:
+    """0mq closes in the background, so the port is free a little later."""
+    with socket.socket() as found:
+        try:
+            found.bind(("127.0.0.1", int(address.rpartition(":")[2])))
+        except OSError:
+            return False
+    return True

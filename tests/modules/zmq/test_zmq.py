@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import zmq
-from tests.modules.zmq.peers import Peers
+from tests.modules.zmq.peers import Peers, is_free
 
 from furcula import Director, Event, Flow
 from furcula.errors import ConfigurationError, FurculaError
@@ -253,6 +253,7 @@ async def test_a_server_that_comes_back_is_asked_again() -> None:
         again = Flow("reply")
         reply = again.use("zmq.reply", "reply", address=address)
         reply >> again.module(double, "work") >> reply
+        await until(lambda: is_free(address))
         async with Director(again):
             await until(lambda: got)
     assert got[0][0] == 2

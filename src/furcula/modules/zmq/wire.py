@@ -224,7 +224,7 @@ class Wire:
             self._received(messages)
 
     def close(self, linger_ms: int = LINGER_MS) -> None:
-        """Close; what was sent still goes out in the background, for so long. May be repeated."""
+        """Close, in the background: what was sent still goes out, for so long; then an address is free again."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._socket.fileno())
