@@ -4,18 +4,27 @@ A transport has two forms of carrying. *To every subscriber*: `publish` hands a 
 channel at that moment. *To one worker*: `put` hands a body to a work queue, from which exactly one `take` gets it, and
 which keeps it until that taker has said what became of it.
 
-A body is bytes; what stands in it is the business of the two ends (`codecs.encode_events` makes one of many events).
-What a keeper promises beyond the contract, it says in its `Promises`.
+A body is bytes; what stands in it is the business of the two ends (`codecs.encode_events` makes one of many events). A
+channel is any text that UTF-8 can say, of up to `MAX_CHANNEL` bytes. What a keeper promises beyond the contract, it
+says in its `Promises`; asked for what it does not promise, it raises a FurculaError that says what to use instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 
-__all__ = ["Message", "Promises", "Subscription", "Transport"]
+__all__ = ["MAX_CHANNEL", "Carries", "Loss", "Message", "Promises", "Subscription", "Transport"]
+
+#: What happens when a subscriber is too slow: publishers wait for it, or bodies are dropped and counted.
+Loss = Literal["block", "drop"]
+#: A form of carrying: to every subscriber, or to one worker.
+Carries = Literal["all", "one"]
+
+#: Bytes of UTF-8 that the name of a channel may have.
+MAX_CHANNEL: Final = 1024
 
 
 class Promises(msgspec.Struct, frozen=True):
@@ -25,17 +34,19 @@ class Promises(msgspec.Struct, frozen=True):
         order: Bodies put or published by one sender on one channel arrive in its order.
         durable: What `put` has returned for is still there after the process is killed.
         replay: Subscribers may ask for what was published before they came.
-        loss: What happens to a subscriber that is too slow: `block` (publishers wait) or `drop` (counted).
+        loss: What a subscriber may choose to happen when it is too slow; the first is the default.
         reports: What the taker says of a message comes back to the one who put it.
         max_body: The largest body in bytes.
+        carries: The forms of carrying it has: `all` (publish and subscribe), `one` (put and take).
     """
 
     order: bool = True
     durable: bool = False
     replay: bool = False
-    loss: Literal["block", "drop"] = "block"
+    loss: tuple[Loss, ...] = ("block", "drop")
     reports: bool = False
     max_body: int = 64 * 1024 * 1024
+    carries: tuple[Carries, ...] = ("all", "one")
 
 
 class Message(Protocol):
@@ -62,13 +73,21 @@ class Subscription(Protocol):
     """The receiving side of a channel. It is effective when `subscribe` has returned it."""
 
     def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
-        """Channel and body of each message, in the order of arrival. Ends when the subscription is closed."""
+        """Channel and body of each message, in the order of arrival. Ends when the subscription is closed.
 
-    async def close(self) -> None: ...
+        What had arrived before the closing is still given.
+        """
+
+    async def close(self) -> None:
+        """Receive nothing more. Publishers that waited for this subscriber go on. May be repeated."""
+
+    @property
+    def replayed(self) -> int:
+        """How many of the first bodies are the replay that was asked for; known when `subscribe` has returned."""
 
     @property
     def lost(self) -> int:
-        """Messages that were dropped because this subscriber was too slow."""
+        """Bodies that were dropped because this subscriber was too slow."""
 
 
 class Transport(Protocol):
@@ -83,10 +102,23 @@ class Transport(Protocol):
         """Close all subscriptions and connections. What was taken and not spoken of is released. May be repeated."""
 
     async def publish(self, channel: str, body: bytes) -> None:
-        """Hand `body` to every present subscriber of the channel. Returns when the keeper has accepted it."""
+        """Hand `body` to every present subscriber of the channel.
 
-    async def subscribe(self, *channels: str) -> Subscription:
-        """Receive what is published on exactly these channels from now on."""
+        Returns when the keeper has accepted it. Waits while a subscriber that chose `block` is full.
+        """
+
+    async def subscribe(
+        self, *channels: str, prefix: bool = False, replay: int = 0, when_slow: Loss | None = None
+    ) -> Subscription:
+        """Receive what is published on these channels from now on.
+
+        Args:
+            channels: Names; those that match exactly, or with `prefix` those that begin so. `""` with `prefix`: all.
+            prefix: The names are beginnings.
+            replay: Begin with the last so many bodies of each channel that matches, as far as the keeper still has
+                them; only where it promises `replay`.
+            when_slow: What happens when this subscriber is too slow. None: the first that the keeper promises.
+        """
 
     async def put(self, channel: str, body: bytes, reported: Callable[[bool, bytes], None] | None = None) -> None:
         """Hand `body` to the channel's work queue. Returns when it is stored by the keeper's promise; waits when full.

@@ -987,7 +987,7 @@ def test_a_source_that_calls_exit_ends_as_failed():
 class Narrow(MemoryTransport):
     def __init__(self, size=64, body=200):
         super().__init__(size)
-        self.promises = Promises(order=True, reports=True, loss="block", max_body=body)
+        self.promises = Promises(order=True, reports=True, loss=("block",), max_body=body)
 
 
 def test_a_body_that_is_too_large_fails_its_events_and_the_flow_ends():
