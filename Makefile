@@ -7,10 +7,11 @@ BENCH ?=
 
 BIN := .venv/bin
 
-.PHONY: help machine demo test fuzz soak chaos check docs bench bench-long bench-http clean
+.PHONY: help machine services demo test fuzz soak chaos check docs bench bench-bus bench-long bench-http clean
 
 help:
 	@echo "make machine     install what the tests and benches need besides Python (Debian, as root)"
+	@echo "make services    install the servers that the connectors' tests talk to, and start each once (Debian, as root)"
 	@echo "make demo        run examples/syslog.yaml, feed it 1,000 messages, show what comes out"
 	@echo "make test        run the tests"
 	@echo "make fuzz        5,000 random flows of each kind against the reference interpreter, some ten minutes"
@@ -19,12 +20,17 @@ help:
 	@echo "make check       ruff, mypy and import-linter"
 	@echo "make docs        write docs/modules.md, check the links of all pages, and run their code"
 	@echo "make bench       compare furcula with loops by hand and with other libraries (BENCH='--rows loop' for some)"
+	@echo "make bench-bus   the part of it about the bus and the transports"
 	@echo "make bench-long  the same, and 20 million events to see that memory does not grow"
 	@echo "make bench-http  compare http.listen with a bare ASGI application, Starlette and FastAPI; needs wrk"
 	@echo "make clean       remove what these commands have made"
 
 machine:
 	@scripts/machine.sh
+
+services: .venv/.with-test
+	@scripts/services
+	@scripts/services check
 
 demo: .venv/.with-all
 	@$(BIN)/python scripts/demo.py
@@ -54,6 +60,10 @@ docs: .venv/.with-test
 
 bench: .venv-bench/.with-bench
 	.venv-bench/bin/python -m bench $(BENCH)
+	$(if $(BENCH),,.venv-bench/bin/python -m bench.bus)
+
+bench-bus: .venv-bench/.with-bench
+	.venv-bench/bin/python -m bench.bus $(BENCH)
 
 bench-long: .venv-bench/.with-bench
 	.venv-bench/bin/python -m bench --long $(BENCH)

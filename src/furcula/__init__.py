@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from furcula.broker import Broker
+    from furcula.bus import Bus
     from furcula.engine.director import Director
     from furcula.engine.statistics import Statistics
     from furcula.errors import ConfigurationError, FurculaError
@@ -23,6 +24,7 @@ _HOMES = {
     "BatchFailed": "module",
     "Breaker": "options",
     "Broker": "broker",
+    "Bus": "bus",
     "ConfigurationError": "errors",
     "Context": "module",
     "Director": "engine.director",
@@ -45,6 +47,7 @@ __all__ = [
     "BatchFailed",
     "Breaker",
     "Broker",
+    "Bus",
     "ConfigurationError",
     "Context",
     "Director",

@@ -1,0 +1,1 @@
+"""The bus and the transports against bare pyzmq, multiprocessing and nats-py: `python -m bench.bus`."""
