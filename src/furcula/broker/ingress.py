@@ -40,9 +40,7 @@ ENTRY_POINTS = "furcula.ingress"
 #: Providers that are modules of the library: the kind, and the argument that the routing key is for ("": none).
 KINDS: dict[str, tuple[str, str]] = {
     "amqp": ("amqp.publish", "routing_key"),
-    "bus": ("bus.publish", "channel"),
     "file": ("file.write", ""),
-    "http": ("http.request", ""),
     "jetstream": ("jetstream.publish", "subject"),
     "kafka": ("kafka.produce", "topic"),
     "mqtt": ("mqtt.publish", "topic"),
@@ -53,6 +51,7 @@ KINDS: dict[str, tuple[str, str]] = {
     "redis_stream": ("redis.append", "stream"),
     "tcp": ("tcp.send", ""),
     "udp": ("udp.send", ""),
+    "zmq": ("zmq.publish", "topic"),
 }
 
 #: Set while a record of the log is on its way through a plugin: what the plugin logs then is not put again.

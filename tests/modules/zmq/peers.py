@@ -17,14 +17,15 @@ class Peers:
         return self._sockets[-1]
 
     def close(self) -> None:
-        for socket in self._sockets:
-            socket.close(linger=0)
+        for one in self._sockets:
+            one.close(linger=0)
         self._context.term()
 
 
 def is_free(address: str) -> bool:
     """0mq closes in the background, so the port is free a little later."""
     with socket.socket() as found:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             found.bind(("127.0.0.1", int(address.rpartition(":")[2])))
         except OSError:

@@ -1,4 +1,4 @@
-"""Wishbone's modules: the two base classes, a UDP server, and one that prints."""
+"""Wishbone's modules: the two base classes, a UDP server, a way to and from an AMQP broker, and one that prints."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
+from urllib.parse import quote
 
 from furcula.compat.handler import handler
 from furcula.compat.outgoing import Outgoing, Sent
@@ -18,9 +19,9 @@ from furcula.flow import FlowGraph
 from furcula.graph import Place
 from furcula.module import Context, Source
 from furcula.modules.udp import UdpListen
-from furcula.options import Options
+from furcula.options import Options, Secret
 
-__all__ = ["STDOUT", "IOModule", "Module", "UDPServer"]
+__all__ = ["STDOUT", "Broker", "IOModule", "Module", "UDPServer"]
 
 
 class Module:
@@ -180,6 +181,87 @@ class UDPServer(IOModule):
         codec = {"codec": "binary"} if self.encoding is None else {"codec": "text", "charset": self.encoding}
         self._named(name)
         return [flow.put(UdpListen, name, arguments={"address": f"{host}:{self.port}", **codec})]
+
+
+class Broker(IOModule):
+    """Receive messages from a queue of an AMQP broker, submit messages to an exchange, or both.
+
+    What is consumed leaves by `outbox`; it is acknowledged when it has been settled, and requeued or dead-lettered when
+    it failed, as `amqp.consume` does. What comes to `inbox` is submitted: to the routing key that its header
+    `routing_key` names, else to `produce_routing_key`; it is delivered when the broker has confirmed it. Without a
+    `consume_queue` it only submits; without `produce_exchange` and `produce_routing_key` it only receives.
+
+    Args:
+        host: Where the broker is.
+        vhost: The virtual host.
+        username: Who we are.
+        password: See `username`.
+        consume_queue: The queue that is consumed.
+        prefetch_count: So many messages may be unsettled; the broker sends no more.
+        produce_exchange: The exchange that is submitted to; the default one routes to the queue that the key names.
+        produce_routing_key: The key where a message names none.
+        auto_create: Make the queue, durable, where it does not exist.
+        port: The broker's port.
+        encoding: What messages are written in; None: data is bytes.
+        tls: Talk to the broker over TLS.
+    """
+
+    def __init__(
+        self,
+        host: str = "localhost",
+        vhost: str = "/",
+        username: str = "guest",
+        password: str = "guest",
+        consume_queue: str | None = None,
+        prefetch_count: int = 1,
+        produce_exchange: str = "",
+        produce_routing_key: str = "",
+        auto_create: bool = True,
+        port: int | None = None,
+        encoding: str | None = "utf-8",
+        tls: bool = False,
+    ):
+        address = f"[{host}]" if ":" in host else host
+        url = f"{'amqps' if tls else 'amqp'}://{address}{'' if port is None else f':{port}'}/{quote(vhost, safe='')}"
+        self._where: dict[str, Any] = {"url": url, "user": username, "password": Secret(password)}
+        self._codec = "binary" if encoding is None else "text"
+        if encoding is not None and encoding.lower().replace("_", "-") not in ("utf-8", "utf8"):
+            raise ValueError(f"encoding: a broker's messages are utf-8 or, with None, bytes; not {encoding!r}")
+        self.consume_queue = consume_queue
+        self.prefetch_count = prefetch_count
+        self.produce_exchange = produce_exchange
+        self.produce_routing_key = produce_routing_key
+        self.auto_create = auto_create
+
+    def placed(self, flow: FlowGraph, name: str) -> list[Place]:
+        from furcula.modules.amqp.client import Declare  # a library that not everybody has
+        from furcula.modules.amqp.consume import Consume
+        from furcula.modules.amqp.publish import Publish
+
+        self._named(name)
+        places = []
+        submits = self.consume_queue is None or self.produce_exchange or self.produce_routing_key
+        if submits:
+            # A sink: what it has submitted does not go on to the queue that what is consumed leaves by.
+            kind = Publish if self.consume_queue is None else type("Publish", (Publish,), {"outboxes": ()})
+            arguments: dict[str, Any] = {
+                **self._where,
+                "exchange": self.produce_exchange,
+                "routing_key": self.produce_routing_key or None,
+                "routing_key_from": "headers.routing_key",
+                "codec": self._codec,
+            }
+            places.append(flow.put(kind, name, arguments=arguments))
+        if self.consume_queue is not None:
+            arguments = {
+                **self._where,
+                "queue": self.consume_queue,
+                "declare": Declare() if self.auto_create else None,
+                "prefetch": self.prefetch_count,
+                "codec": self._codec,
+            }
+            places.append(flow.put(Consume, f"{name}/consume" if submits else name, arguments=arguments))
+        return places
 
 
 class STDOUT(IOModule):

@@ -1,0 +1,1 @@
+"""Kafka: `kafka.consume` and `kafka.produce`."""

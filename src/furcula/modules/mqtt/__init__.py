@@ -1,0 +1,1 @@
+"""MQTT 5: `mqtt.subscribe` and `mqtt.publish`."""

@@ -1,0 +1,1 @@
+"""NATS: `nats.subscribe` and `nats.publish` over its core, `jetstream.consume` and `jetstream.publish` over streams."""

@@ -1,0 +1,145 @@
+"""A connection to NATS. The one file that makes it."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from furcula.errors import MissingExtra
+from furcula.modules.endpoint import Endpoint, Tls
+from furcula.options import Secret
+
+try:
+    import nats
+    from nats.aio.client import Client
+    from nats.errors import Error
+except ImportError:
+    raise MissingExtra("a module of NATS", "nats") from None
+
+__all__ = ["BROKEN", "Client", "Wire", "connect", "copied", "endpoint_of", "settled_down"]
+
+#: What says that a connection does not work any more.
+BROKEN: Final = (
+    OSError,
+    EOFError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionDrainingError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.StaleConnectionError,
+    nats.errors.OutboundBufferLimitError,
+)
+
+
+#: What is left of a connection that could not be made is ended in that time.
+ABANDONED_WITHIN_S: Final = 0.2
+
+
+def endpoint_of(url: str, user: str | None, password: Secret | None) -> Endpoint:
+    return Endpoint.of(url, {"nats": 4222, "tls": 4222}, secure=frozenset(("tls",)), user=user, password=password)
+
+
+class Wire(msgspec.Struct):
+    """A connection.
+
+    Attributes:
+        gone: Done when it is lost.
+    """
+
+    client: Client
+    gone: asyncio.Future[None]
+
+
+async def connect(
+    endpoint: Endpoint,
+    *,
+    token: Secret | None,
+    credentials: str | None,
+    tls: Tls | None,
+    folder: Path,
+    timeout_s: float,
+    lost: Callable[[BaseException | str | None], None],
+    error: Callable[[Exception], None] | None = None,
+) -> Wire:
+    """Connect once. The library's own way of connecting again is not used: whoever keeps the line does it."""
+    last: list[Exception] = []
+    connected = False
+    gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def noted(caught: Exception) -> None:
+        last.append(caught)
+        if error is not None:
+            error(caught)
+
+    async def closed() -> None:
+        if not gone.done():
+            gone.set_result(None)
+        if connected:
+            lost(last[-1] if last else None)
+
+    context: ssl.SSLContext | None = (tls or Tls()).context(folder) if tls or endpoint.secure else None
+    options: dict[str, Any] = {}
+    if context is not None:
+        options["tls"] = context
+    if endpoint.user is not None:
+        options.update(user=endpoint.user, password=endpoint.password.reveal() if endpoint.password else "")
+    if token is not None:
+        options["token"] = token.reveal()
+    if credentials is not None:
+        options["user_credentials"] = str(folder / credentials)
+    client = Client()
+    try:
+        await client.connect(
+            f"{endpoint.scheme}://{endpoint.address}",
+            allow_reconnect=False,
+            connect_timeout=max(1, int(timeout_s)),
+            error_cb=noted,
+            closed_cb=closed,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
+            **options,
+        )
+    except BaseException as failure:
+        await _abandoned(client)
+        if isinstance(failure, Error) and last:
+            # The library says "no servers available" for everything; what it noted before says why.
+            raise last[0] from None
+        raise
+    connected = True
+    last.clear()
+    return Wire(client, gone)
+
+
+async def _abandoned(client: Client) -> None:
+    """End a connection that was only half made. The library's own way waits for a task that it had not begun yet."""
+    transport: Any = client._transport
+    if transport is not None:
+        transport.close()
+    try:
+        async with asyncio.timeout(ABANDONED_WITHIN_S):
+            await client.close()
+    except TimeoutError:
+        pass
+
+
+def copied(headers: dict[str, str] | None) -> dict[str, Any]:
+    return dict(headers) if headers else {}
+
+
+async def settled_down(wire: Wire, timeout_s: float) -> None:
+    """All that was sent before has been seen by the server: it answers a ping behind it."""
+    answered: asyncio.Future[Any] = asyncio.ensure_future(wire.client.flush(max(1, round(timeout_s))))
+    both: list[asyncio.Future[Any]] = [answered, wire.gone]  # the library would wait for an answer of who has gone
+    try:
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            raise ConnectionError("the connection was lost")
+        await answered
+    except nats.errors.FlushTimeoutError as error:
+        raise ConnectionError(f"no answer within {timeout_s:g} s") from error
+    finally:
+        answered.cancel()

@@ -1,0 +1,1 @@
+"""PostgreSQL: `postgres.listen` and `postgres.notify`."""
