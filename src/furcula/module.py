@@ -127,6 +127,8 @@ class Module:
     outboxes: ClassVar[tuple[str, ...] | None] = ("outbox",)
     optional: ClassVar[tuple[str, ...]] = ()
 
+    # A module that keeps a connection may define `unready(self) -> str | None`: why nothing can come or go now.
+    #
     # `start(self, context)`, `stop(self)` (plain or async) and `process(self, event)` are looked up, not inherited, so
     # that a module which has no use for one of them costs nothing. A module that works on whole batches defines
     # `process_batch(self, events)`; one that only chooses an outbox defines `choose(self, event) -> str | None`. One
@@ -142,8 +144,8 @@ class Source(Module):
     """
 
     inboxes: ClassVar[tuple[str, ...]] = ()
-    #: What it does with an event's fate: `request` (answers whoever asked), `position` (does not pass what is not
-    #: settled), or `none`. For `explain`.
+    #: What it does with an event's fate: `message` (tells whoever gave it the message), `request` (answers whoever
+    #: asked), `position` (does not pass what is not settled), or `none`. For `explain`.
     acknowledges: ClassVar[str] = "none"
 
     # One that answers may define `unasked(self, event)`: what to do with an event that reached its inbox and that

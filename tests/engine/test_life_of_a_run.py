@@ -183,3 +183,27 @@ def test_a_class_may_leave_its_outboxes_open() -> None:
     place["anywhere"] >> flow.module(sink, "sink")
     ran(flow)
     assert sink == [1]
+
+
+async def test_a_flow_is_ready_when_all_that_keep_connections_are() -> None:
+    class Connected:
+        reason: str | None = "not connected to x for 3 s"
+
+        def start(self) -> None:
+            started.append(self)
+
+        def process(self, event: Event[int]) -> Event[int]:
+            return event
+
+        def unready(self) -> str | None:
+            return self.reason
+
+    started: list[Connected] = []
+    flow = Flow("ready")
+    flow.use("inlet", "inlet") >> flow.module(Connected, "connected") >> flow.use("null", "out")
+    director = Director(flow)
+    assert director.unready() == {}
+    async with director:
+        assert director.unready() == {"connected": "not connected to x for 3 s"}
+        started[0].reason = None
+        assert director.unready() == {}

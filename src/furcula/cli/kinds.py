@@ -101,7 +101,11 @@ def _ports(subject: Any) -> list[str]:
     lines = ["", f"inboxes     {', '.join(inboxes) or 'none: it is a source'}"]
     lines.append(f"outboxes    {', '.join([*named, 'failed'])}")
     if issubclass(subject, Source):
-        told = {"position": "goes on only past settled events", "request": "answers whoever sent the event"}
+        told = {
+            "message": "acknowledges each message when its event is settled",
+            "position": "goes on only past settled events",
+            "request": "answers whoever sent the event",
+        }
         how = told.get(getattr(subject, "acknowledges", "none"), "cannot be told what became of its events")
         lines.append(f"delivery    {how}")
     return lines

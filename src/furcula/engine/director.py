@@ -419,6 +419,16 @@ class Director:
         for part in run.parts():
             part.resume()
 
+    def unready(self) -> dict[str, str]:
+        """Why the flow is not ready, by module: connections that are lost or not yet made. Empty: it is ready."""
+        found = {}
+        for run in self.modules.values():
+            ask = getattr(run.instance, "unready", None)
+            reason = ask() if ask is not None and run in self._started_modules else None
+            if reason:
+                found[run.name] = str(reason)
+        return found
+
     def _known(self, name: str) -> ModuleRun:
         run = self.modules.get(name)
         if run is None:
