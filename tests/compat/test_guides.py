@@ -24,10 +24,10 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_is_a_guide_for_each_old_system() -> None:
-    assert {"compysition.md", "pipelines.md", "wishbone.md"} <= {guide.name for guide in GUIDES}
+    assert {"compysition.md", "evbus.md", "pipelines.md", "shellbot.md", "wishbone.md"} <= {guide.name for guide in GUIDES}
 
 
-@pytest.mark.parametrize("name", ["compysition", "pipelines", "wishbone"])
+@pytest.mark.parametrize("name", ["compysition", "evbus", "pipelines", "shellbot", "wishbone"])
 def test_the_program_of_a_guide_prints_what_it_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     guide = ROOT / f"docs/moving/{name}.md"
