@@ -237,7 +237,7 @@ class NatsTransport:
         with contextlib.suppress(Exception):  # it is broken: then the server gives back what we had in hand
             async with asyncio.timeout(min(2.0, self._timeout_s)):
                 await asyncio.gather(*(message.release() for message in list(self._hand.values())))
-                await client.flush()
+                await flushed(client, self._timeout_s)
         with contextlib.suppress(Exception):
             await client.close()
 
@@ -263,7 +263,7 @@ class NatsTransport:
         try:
             await client.publish(f"{self._prefix}.all.{token(channel)}", body)
             async with asyncio.timeout(self._timeout_s):
-                await client.flush(max(1, int(self._timeout_s)))
+                await flushed(client, self._timeout_s)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise self._broken(error) from None
 
@@ -281,7 +281,7 @@ class NatsTransport:
                 )
                 subscription.parts.append(found)
             async with asyncio.timeout(self._timeout_s):
-                await client.flush(max(1, int(self._timeout_s)))  # the server has heard of it now
+                await flushed(client, self._timeout_s)  # the server has heard of it now
         except (nats.errors.Error, OSError, TimeoutError) as error:
             await subscription.close()
             raise self._broken(error) from None
@@ -403,6 +403,16 @@ class NatsTransport:
             for message in list(self._hand.values()):
                 with contextlib.suppress(nats.errors.Error, OSError):
                     await message.renew()
+
+
+async def flushed(client: Client, timeout_s: float) -> None:
+    """Wait until the server has handled all that was sent so far.
+
+    The library's own `flush` writes its PING past what still waits to be written, so its PONG would tell nothing of it.
+    """
+    while client.pending_data_size and client.is_connected:
+        await asyncio.sleep(0)
+    await client.flush(max(1, int(timeout_s)))
 
 
 def _is_refusal(text: str) -> bool:

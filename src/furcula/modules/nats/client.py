@@ -21,6 +21,8 @@ try:
 except ImportError:
     raise MissingExtra("a module of NATS", "nats") from None
 
+from furcula.transports.nats import flushed  # noqa: E402 -- it needs the library too
+
 __all__ = ["BROKEN", "Client", "Wire", "connect", "copied", "endpoint_of", "settled_down"]
 
 #: What says that a connection does not work any more.
@@ -132,7 +134,7 @@ def copied(headers: dict[str, str] | None) -> dict[str, Any]:
 
 async def settled_down(wire: Wire, timeout_s: float) -> None:
     """All that was sent before has been seen by the server: it answers a ping behind it."""
-    answered: asyncio.Future[Any] = asyncio.ensure_future(wire.client.flush(max(1, round(timeout_s))))
+    answered: asyncio.Future[Any] = asyncio.ensure_future(flushed(wire.client, timeout_s))
     both: list[asyncio.Future[Any]] = [answered, wire.gone]  # the library would wait for an answer of who has gone
     try:
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
