@@ -14,7 +14,7 @@ help:
 	@echo "make services    install the servers that the connectors' tests talk to, and start each once (Debian, as root)"
 	@echo "make demo        run examples/syslog.yaml, feed it 1,000 messages, show what comes out"
 	@echo "make test        run the tests"
-	@echo "make fuzz        5,000 random flows of each kind against the reference interpreter, some ten minutes"
+	@echo "make fuzz        5,000 random flows of each kind against the reference interpreter, and hostile frames; ten minutes"
 	@echo "make soak        100,000 HTTP requests, dropped, failed and abandoned; nothing may be left behind"
 	@echo "make chaos       kill -9 a flow with a durable queue a hundred times; nothing acknowledged may be lost"
 	@echo "make check       ruff, mypy and import-linter"
@@ -39,7 +39,8 @@ test: .venv/.with-test
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
 
 fuzz: .venv/.with-test
-	FURCULA_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --timeout 3600 tests/engine/test_random_flows.py
+	FURCULA_EXAMPLES=5000 $(BIN)/python -m pytest -n 2 --timeout 3600 tests/engine/test_random_flows.py \
+	  tests/transports/test_zmq_hub.py tests/bus/test_messages.py
 
 soak: .venv/.with-test
 	FURCULA_REQUESTS=100000 $(BIN)/python -m pytest --timeout 1800 tests/modules/http/test_life.py

@@ -1,6 +1,6 @@
 """Compysition's ready-made modules.
 
-Those for HTTP and XML need libraries of their own, and are loaded when they are asked for.
+Those for HTTP, XML and 0mq need libraries of their own, and are loaded when they are asked for.
 """
 
 from __future__ import annotations
@@ -21,8 +21,19 @@ if TYPE_CHECKING:
     from furcula.compat.compysition.basic_auth import BasicAuth
     from furcula.compat.compysition.transformer import Transformer
     from furcula.compat.compysition.wsgi import WSGI, WSGIServer
+    from furcula.compat.compysition.zmq import ZMQPull, ZMQPush
 
-__all__ = ["STDOUT", "WSGI", "BasicAuth", "EventGenerator", "TestEvent", "Transformer", "WSGIServer"]
+__all__ = [
+    "STDOUT",
+    "WSGI",
+    "BasicAuth",
+    "EventGenerator",
+    "TestEvent",
+    "Transformer",
+    "WSGIServer",
+    "ZMQPull",
+    "ZMQPush",
+]
 
 
 class EventGenerator(SourceActor):
@@ -99,7 +110,14 @@ class _Generating(Source):
 
 
 #: Those that need more than furcula itself -> where they are.
-_ELSEWHERE = {"BasicAuth": "basic_auth", "Transformer": "transformer", "WSGI": "wsgi", "WSGIServer": "wsgi"}
+_ELSEWHERE = {
+    "BasicAuth": "basic_auth",
+    "Transformer": "transformer",
+    "WSGI": "wsgi",
+    "WSGIServer": "wsgi",
+    "ZMQPull": "zmq",
+    "ZMQPush": "zmq",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ try:
 except ImportError:
     raise MissingExtra("a module of NATS", "nats") from None
 
-from furcula.transports.nats import flushed  # noqa: E402 -- it needs the library too
+from furcula.transports.nats import flushed
 
 __all__ = ["BROKEN", "Client", "Wire", "connect", "copied", "endpoint_of", "settled_down"]
 

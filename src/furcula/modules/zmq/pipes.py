@@ -68,7 +68,7 @@ class _Receiving(Source):
         for frames in messages:
             try:
                 body, headers = self._parts(frames)
-                good.append(Event(self._codec.decode(body), headers))
+                good.append(self._event(self._codec.decode(body), headers))
             except InputError as error:
                 bad.append(invalid(BadFrame.of(str(error), frames[-1]), {"frames": len(frames)}))
         try:
@@ -86,6 +86,9 @@ class _Receiving(Source):
 
     def _parts(self, frames: list[bytes]) -> tuple[bytes, dict[str, Any]]:
         raise NotImplementedError
+
+    def _event(self, data: Any, headers: dict[str, Any]) -> Event[Any]:
+        return Event(data, headers)
 
     async def cease(self) -> None:
         if self._wire is not None:
