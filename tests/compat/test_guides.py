@@ -24,7 +24,9 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_there_is_a_guide_for_each_old_system() -> None:
-    assert {"compysition.md", "evbus.md", "pipelines.md", "shellbot.md", "wishbone.md"} <= {guide.name for guide in GUIDES}
+    assert {"compysition.md", "evbus.md", "pipelines.md", "shellbot.md", "wishbone.md"} <= {
+        guide.name for guide in GUIDES
+    }
 
 
 @pytest.mark.parametrize("name", ["compysition", "evbus", "pipelines", "shellbot", "wishbone"])

@@ -410,7 +410,7 @@ async def flushed(client: Client, timeout_s: float) -> None:
 
     The library's own `flush` writes its PING past what still waits to be written, so its PONG would tell nothing of it.
     """
-    while client.pending_data_size and client.is_connected:
+    while client.pending_data_size and client.is_connected:  # noqa: ASYNC110 -- it is written in the next turn
         await asyncio.sleep(0)
     await client.flush(max(1, int(timeout_s)))
 
