@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from furcula import Director, Event, Flow, Options
+from furcula.codecs import decode_events
 from furcula.errors import ConfigurationError, DeliveryError, StartFailed
-from furcula.store import StoreFile
+from furcula.store import Store, StoreFile
 from furcula.testing.settled import assert_settled
 
 
@@ -222,3 +225,74 @@ def test_where_no_durable_queue_can_stand_is_said(store: Path) -> None:
     flow.connect(more, work, ttl=3)
     with pytest.raises(ConfigurationError, match="work stands in a cycle"):
         flow.check()
+
+
+async def test_senders_that_wait_for_a_full_store_go_on_when_another_process_has_read_it(store: Path) -> None:
+    flow = Flow("orders")
+    inlet = flow.use("inlet", "inlet")
+    work = flow.module(lambda event: None, "work", options=Options.of(queue={"durable": str(store), "size": 5}))
+    inlet >> work
+    async with Director(flow) as director:
+        director.pause("work")
+        putting = asyncio.ensure_future(_put_all(director, 20))
+        other = Store(store)  # stands for another process: it shares nothing with the Director but the file
+        await other.open()
+        found: list[int] = []
+        async with asyncio.timeout(30):
+            while len(found) < 20:
+                taken = await other.take("orders/work", 5)
+                found += [decode_events(one.body)[0].data for one in taken]
+                await other.done("orders/work", [one.id for one in taken])
+            await putting
+        await other.close()
+    assert found == list(range(20))
+
+
+async def _put_all(director: Director, count: int) -> None:
+    for number in range(count):
+        await director.put("inlet", number, settled=True)
+
+
+KILLER = """
+import os, signal, sys
+from furcula import Flow
+handled = os.open(sys.argv[2], os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+
+def work(event):
+    if event.data == 30:
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.write(handled, b"%d\\n" % event.data)
+
+flow = Flow("orders")
+source = flow.source(lambda: range(100) if sys.argv[3] == "fill" else [], "numbers")
+source >> flow.module(work, "work", queue={"durable": sys.argv[1], "max_deliveries": 3})
+flow.run()
+"""
+
+
+def test_an_event_that_kills_its_process_is_a_letter_in_the_end_and_no_other_is(store: Path, tmp_path: Path) -> None:
+    handled = tmp_path / "handled"
+    runs = 0
+    arguments = [sys.executable, "-c", KILLER, str(store), str(handled)]
+    while runs < 10:
+        # What is not stored yet when it dies was not acknowledged either: fill again until all is there.
+        filling = "fill" if not store.exists() or (len(stored_numbers(store)) < 100 and not runs) else "go on"
+        runs += 1
+        if subprocess.run([*arguments, filling], check=False, timeout=60, stderr=subprocess.DEVNULL).returncode == 0:
+            break
+    (letter,) = letters(store)
+    assert decode_events(letter.event)[0].data == 30
+    assert (letter.error, letter.attempts) == ("Lost", 3)
+    assert runs == 4
+    done = {int(line) for line in handled.read_text().split()}
+    assert 30 not in done
+    assert done >= set(range(30))
+    assert left(store, "orders/work") == 0
+
+
+def stored_numbers(store: Path) -> set[int]:
+    file = StoreFile(store, owns=False)
+    try:
+        return {decode_events(body)[0].data for body in file.peek("orders/work")}
+    finally:
+        file.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -88,32 +87,142 @@ def test_a_delayed_body_is_handed_out_when_it_is_due(path: Path) -> None:
     file.close()
 
 
-def hold(path: Path, ready: Any) -> None:
-    file = StoreFile(path)
-    ready.send(take(file, 2))
-    signal.pause()
+HOLDS = """
+import signal
+from furcula.store import StoreFile
+file = StoreFile({path!r})
+taken = file.transaction(lambda: file.take("work", 3))
+file.begun("work", taken[1].id)
+print([one.attempts for one in taken], flush=True)
+signal.pause()
+"""
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_what_a_killed_process_had_in_hand_is_handed_out_again_and_charged(path: Path, method: str) -> None:
+def test_of_what_a_killed_process_had_in_hand_only_what_it_had_begun_is_charged(path: Path) -> None:
     file = StoreFile(path)
-    put(file, b"1", b"2", b"3")
-    processes = multiprocessing.get_context(method)
-    ours, theirs = processes.Pipe()
-    process = processes.Process(target=hold, args=(path, theirs))
-    process.start()
-    assert ours.poll(30)
-    assert ours.recv() == [(1, b"1"), (1, b"2")]
+    put(file, b"1", b"2", b"3", b"4")
+    process = subprocess.Popen([sys.executable, "-c", HOLDS.format(path=str(path))], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "[1, 1, 1]\n"
     assert file.transaction(file.take_over) == 0
-    assert take(file) == [(1, b"3")]
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join(30)
-    assert file.transaction(file.take_over) == 2
-    assert take(file) == [(2, b"1"), (2, b"2")]
+    assert take(file) == [(1, b"4")]
+    process.kill()
+    process.wait(30)
+    process.stdout.close()
+    assert file.transaction(file.take_over) == 3
+    taken = file.transaction(lambda: file.take("work", 9))
+    assert [(one.attempts, one.suspect, one.body) for one in taken] == [(2, 1, b"1"), (2, 1, b"2"), (1, 0, b"3")]
     file.close()
     assert sorted(found.name for found in path.parent.iterdir()) == ["store.db"]
+
+
+def test_other_connections_of_a_process_that_come_and_go_leave_its_locks_alone(path: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(path)
+    script = f"""
+        import os, signal, sys
+        from furcula.store import StoreFile
+        file = StoreFile({str(path)!r})
+        for other in ({str(path)!r}, {str(link)!r}):
+            StoreFile(other, owns=False).close()
+        print("open", flush=True)
+        sys.stdin.readline()
+        file.transaction(lambda: file.put("work", [b"x"] * 100))
+        print("stored", flush=True)
+        signal.pause()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    assert process.stdout.readline() == "open\n"
+    # Another process that closes the store, and believes to be the last to have it, would remove its log.
+    visit = f"from furcula.store import StoreFile; StoreFile({str(path)!r}).close()"
+    subprocess.run([sys.executable, "-c", visit], check=True, timeout=60)
+    process.stdin.write("go\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == "stored\n"
+    process.kill()
+    process.communicate()
+    assert len(bodies(path)) == 100
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_store_that_was_open_at_a_fork_is_refused_in_the_child(path: Path) -> None:
+    file = StoreFile(path)
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=visit, args=(path, theirs))
+    process.start()
+    assert ours.poll(30)
+    assert "was open when this process was forked" in ours.recv()
+    process.join(30)
+    put(file, b"1")
+    file.close()
+    assert bodies(path) == [b"1"]
+
+
+def visit(path: Path, told: Any) -> None:
+    try:
+        StoreFile(path)
+        told.send("no error")
+    except StoreError as error:
+        told.send(str(error))
+
+
+def test_a_store_that_many_processes_make_at_once_is_made_once(path: Path) -> None:
+    script = f"""
+from furcula.store import StoreFile
+file = StoreFile({str(path)!r})
+file.transaction(lambda: file.put("w", [b"x"]))
+file.close()
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE) for _ in range(6)]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, b"")
+    file = StoreFile(path)
+    assert file.transaction(lambda: file.count("w")) == 6
+    file.close()
+
+
+def test_what_waits_for_its_time_is_not_walked_past_and_keeps_its_number(path: Path) -> None:
+    file = StoreFile(path)
+    put(file, b"1", b"2")
+    taken = file.transaction(lambda: file.take("work", 2))
+    file.transaction(lambda: file.back("work", [one.id for one in taken], delay_s=60))
+    put(file, b"3")
+    assert file.transaction(lambda: file.count("work")) == 3
+    assert file.peek("work") == [b"1", b"2", b"3"]
+    assert take(file) == [(1, b"3")]
+    due = file.visible_at("work")
+    assert due is not None
+    found = file.transaction(lambda: file.take("work", 9, due + 60))
+    assert [(one.id, one.attempts, one.body) for one in found] == [
+        (taken[0].id, 2, b"1"), (taken[1].id, 2, b"2"),
+    ]  # fmt: skip
+    file.close()
+
+
+def count(path: Path) -> int:
+    """How many bodies there are, by a process that is killed: it does not close the store in order."""
+    script = f"""
+        import os, signal
+        from furcula.store import StoreFile
+        file = StoreFile({str(path)!r})
+        print(file.transaction(lambda: file.count("work")), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    return int(subprocess.run(command, check=False, timeout=60, capture_output=True, text=True).stdout)
+
+
+def test_a_log_that_was_cut_off_twice_is_no_damage(path: Path) -> None:
+    for expected in (29, 58):
+        killed(path, 30)
+        log = path.with_name("store.db-wal")
+        os.truncate(log, log.stat().st_size - 100)
+        assert count(path) == expected
 
 
 async def test_a_taker_hears_of_what_another_process_puts(path: Path) -> None:
@@ -186,7 +295,7 @@ async def test_one_piece_of_work_that_fails_spoils_no_other(path: Path) -> None:
         (lambda path: path.write_text("hello, I am a text file"), StoreDamaged, "no store of furcula"),
         (lambda path: sqlite(path, "CREATE TABLE mine (x)"), StoreDamaged, "an SQLite file, but no store"),
         (lambda path: version(path, 99), StoreDamaged, "version 99; this furcula reads version 1"),
-        (lambda path: path.mkdir(), StoreError, "cannot be read: Is a directory"),
+        (lambda path: path.mkdir(), StoreError, "cannot be read: it is a folder"),
         (lambda path: os.truncate(whole(path), 5000), StoreDamaged, "damaged"),
         (lambda path: garble(whole(path)), StoreDamaged, "damaged"),
     ],

@@ -141,7 +141,7 @@ def _chosen(file: StoreFile, ids: tuple[int, ...], everything: bool, flow: str |
 def _within(store: Path, work: Callable[[StoreFile], Any], *, writing: bool = False) -> Any:
     from furcula.store import StoreFile
 
-    file = StoreFile(store, owns=False)
+    file = StoreFile(store, owns=False, exists=True)
     try:
         return file.transaction(lambda: work(file)) if writing else work(file)
     finally:

@@ -35,6 +35,8 @@ _log = logging.getLogger("furcula.flow")
 
 #: Seconds between two looks at what is left, at the end of a flow.
 LOOK_S = 0.25
+#: Seconds between two looks whether a full queue has room.
+FULL_S = 0.1
 #: Batches that are taken at once: each time costs a commit.
 AHEAD = 4
 #: Batches on their way to the disk before whoever pushes has to wait.
@@ -110,10 +112,15 @@ class DurableQueue:
         self._in_hand = 0
         #: Of those in hand in the store, the ones that have not been handed on.
         self._taken = 0
+        #: Done when the one is settled that was in hand when a process died.
+        self._suspect: asyncio.Future[None] | None = None
         self._storing: dict[int, Batch] = {}
         self._next = 0
         self._waiting: deque[tuple[Batch, asyncio.Future[None]]] = deque()
-        self._room: asyncio.Future[None] | None = None
+        #: Events that may be stored before the store is asked again how many it has.
+        self._room = 0
+        self._counting = False
+        self._fewer: asyncio.Future[None] | None = None
         self._finished: list[int] = []
         self._telling = False
         self._reading = False
@@ -131,6 +138,7 @@ class DurableQueue:
         """Open the store. Raises StoreError."""
         await self._store.open()
         self._count = await self._store.count(self._channel)
+        self._room = max(0, self._options.size - self._count + 1) // 2
         if self._count:
             _log.info("%s: %d event(s) wait in its durable queue %s", self.name, self._count, self._store.path)
 
@@ -159,24 +167,68 @@ class DurableQueue:
         return self.push(batch)
 
     def _enter(self, batch: Batch) -> Awaitable[None] | None:
-        room = self._options.size - self._count
-        if len(batch) <= room and not self._waiting:
+        if len(batch) <= self._room and not self._waiting:
             return self._store_all(batch)
-        if self._overflow == "block":
-            sender: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((batch, sender))
-            self._made_room()
-            return sender
-        kept, rest = (batch[:room], batch[room:]) if room > 0 else ([], batch)
-        self.counters.held -= len(rest)
-        if self._overflow == "drop-newest":
-            self.counters.dropped += len(rest)
-            self.counters.reasons["dropped", "overflow"] += len(rest)
-            settle(rest, "dropped", "overflow")
+        sender: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((batch, sender))
+        self._count_anew()
+        return sender
+
+    def _count_anew(self) -> None:
+        """Ask the store how much room there is. Others put and take too, so what we knew of it was an upper bound."""
+        if self._counting or not self._waiting:
+            return
+        try:
+            counting = self._store.do(lambda file: file.count(self._channel))
+        except Stopped as error:
+            self._refuse_all(error)
+            return
+        self._counting = True
+        counting.add_done_callback(self._counted)
+
+    def _counted(self, counting: asyncio.Future[int]) -> None:
+        self._counting = False
+        if counting.cancelled() or (error := counting.exception()) is not None:
+            self._refuse_all(error if isinstance(error, Exception) else Stopped("the store was closed"))
+            return
+        self._count = counting.result()
+        room = self._options.size - self._count
+        # Half of it is left for others, who count too; the last places are given away one by one.
+        self._room = (room + 1) // 2 if room > 0 else 0
+        self._let_in()
+        if not self._waiting:
+            return
+        if room > 1:
+            self._count_anew()
+        elif self._overflow == "block":
+            asyncio.get_running_loop().call_later(FULL_S, self._count_anew)
         else:
-            error = QueueFull(f"the durable queue of {self.name} is full ({self._options.size} events)")
-            self._fail(rest, error)
-        return self._store_all(kept) if kept else None
+            self._refuse_all(QueueFull(f"the durable queue of {self.name} is full ({self._options.size} events)"))
+
+    def _let_in(self) -> None:
+        """Store what waits, as far as there is room."""
+        while self._waiting and self._room > 0:
+            batch, sender = self._waiting.popleft()
+            fits, rest = batch[: self._room], batch[self._room :]
+            self._store_all(fits)
+            if rest:
+                self._waiting.appendleft((rest, sender))
+            elif not sender.done():
+                sender.set_result(None)
+
+    def _refuse_all(self, error: Exception) -> None:
+        """What waits for room has none: by `overflow`, or because the store cannot be used."""
+        waiting, self._waiting = self._waiting, deque()
+        for batch, sender in waiting:
+            self.counters.held -= len(batch)
+            if isinstance(error, QueueFull) and self._overflow == "drop-newest":
+                self.counters.dropped += len(batch)
+                self.counters.reasons["dropped", "overflow"] += len(batch)
+                settle(batch, "dropped", "overflow")
+            else:
+                self._fail(batch, error)
+            if not sender.done():
+                sender.set_result(None)
 
     def _store_all(self, batch: Batch) -> Awaitable[None] | None:
         try:
@@ -195,12 +247,13 @@ class DurableQueue:
         self._next += 1
         self._storing[number] = batch
         self._count += len(batch)
+        self._room -= len(batch)
         storing.add_done_callback(partial(self._was_stored, number))
         if len(self._storing) < STORING:
             return None
-        if self._room is None:
-            self._room = asyncio.get_running_loop().create_future()
-        return asyncio.shield(self._room)
+        if self._fewer is None:
+            self._fewer = asyncio.get_running_loop().create_future()
+        return asyncio.shield(self._fewer)
 
     def _encoded(self, batch: Batch) -> tuple[Batch, list[bytes]]:
         good: Batch = []
@@ -233,24 +286,10 @@ class DurableQueue:
         else:
             self._count -= len(batch)
             self._fail(batch, error if isinstance(error, Exception) else Stopped("the store was closed"))
-        room, self._room = self._room, None
-        if room is not None and not room.done():
-            room.set_result(None)
-
-    def _made_room(self) -> None:
-        while self._waiting:
-            batch, sender = self._waiting[0]
-            room = self._options.size - self._count
-            if room <= 0:
-                return
-            if len(batch) > room:
-                self._waiting[0] = (batch[room:], sender)
-                self._store_all(batch[:room])
-                return
-            self._waiting.popleft()
-            self._store_all(batch)
-            if not sender.done():
-                sender.set_result(None)
+            self._count_anew()
+        fewer, self._fewer = self._fewer, None
+        if fewer is not None and not fewer.done():
+            fewer.set_result(None)
 
     # ------------------------------------------------------------------ the side that reads
 
@@ -259,6 +298,7 @@ class DurableQueue:
 
     async def _read(self) -> None:
         taking: asyncio.Task[list[Taken]] | None = None
+        rest: deque[Taken] = deque()
         try:
             while not self._ceased:
                 await self._resumed.wait()
@@ -266,6 +306,7 @@ class DurableQueue:
                     taking = self._take()
                 try:
                     taken = await asyncio.shield(taking)
+                    taking = None
                 except Stopped:
                     return
                 except StoreError as error:
@@ -273,15 +314,19 @@ class DurableQueue:
                     taking = None
                     await asyncio.sleep(1.0)
                     continue
+                rest.extend(taken)
                 if self._ceased:
                     return  # they are given back below
                 self._reading = True
                 # The next batch is taken while this one is handled: a commit is a long wait.
-                taking = None if self._ceased or not self._resumed.is_set() else self._take()
-                for at in range(0, len(taken), self._batch_limit):
-                    wait = self._hand_on(taken[at : at + self._batch_limit])
+                taking = None if not self._resumed.is_set() else self._take()
+                while rest and not self._ceased:
+                    wait = self._hand_on(self._portion(rest))
                     if wait is not None:
                         await wait
+                    if self._suspect is not None:
+                        await self._suspect
+                        self._suspect = None
                     if self._slice.over():
                         await self._slice.let_others_run()
                 self._reading = False
@@ -291,8 +336,22 @@ class DurableQueue:
             if taking is not None:
                 taking.cancel()
                 await asyncio.wait([taking])
-                if not taking.cancelled() and taking.exception() is None and (left := taking.result()):
-                    self._store.back(self._channel, [one.id for one in left], charged=False)
+                if not taking.cancelled() and taking.exception() is None:
+                    rest.extend(taking.result())
+            if rest:
+                self._taken -= len(rest)
+                with suppress(Stopped):
+                    self._store.back(self._channel, [one.id for one in rest], charged=False)
+
+    def _portion(self, rest: deque[Taken]) -> list[Taken]:
+        """The next ones to hand on. One that was in hand when a process died goes alone: it may have been the cause."""
+        if rest[0].suspect:
+            self._suspect = asyncio.get_running_loop().create_future()
+            return [rest.popleft()]
+        portion: list[Taken] = []
+        while rest and len(portion) < self._batch_limit and not rest[0].suspect:
+            portion.append(rest.popleft())
+        return portion
 
     def _take(self) -> asyncio.Task[list[Taken]]:
         taking = self._store.take(self._channel, AHEAD * self._batch_limit, self._were_taken)
@@ -309,7 +368,9 @@ class DurableQueue:
         except InputError:
             taken, events = self._decoded(taken)
         if not events:
+            self._suspect = None
             return None
+        self._store.begun(self._channel, taken[-1].id)
         origin = self._origin
         for one, event in zip(taken, events, strict=True):
             event._receipt = _Stored(
@@ -367,7 +428,7 @@ class DurableQueue:
         else:
             delay_s = self._options.delay_s(slot.attempts) if word == "again" else 0.0
             with suppress(Stopped):  # a closed store has given back all that was in hand
-                self._store.back(self._channel, [slot.row], delay_s=delay_s, charged=word == "again")
+                self._when_noted(self._store.back(self._channel, [slot.row], delay_s=delay_s, charged=word == "again"))
 
     def _looked_over(self) -> None:
         """What was seen of the store may be true no longer."""
@@ -387,12 +448,22 @@ class DurableQueue:
 
     def _gone(self, rows: list[int]) -> None:
         try:
-            self._store.done(self._channel, rows)
+            self._when_noted(self._store.done(self._channel, rows))
         except Stopped:
             text = "%s: %d event(s) were settled after the store was closed; they come again"
             _log.error(text, self.name, len(rows))
-        self._count -= len(rows)
-        self._made_room()
+        self._made_room(len(rows))
+
+    def _made_room(self, count: int) -> None:
+        self._count -= count
+        self._room = min(self._room + count, self._options.size)
+        self._let_in()
+
+    def _when_noted(self, noting: asyncio.Future[None]) -> None:
+        """The next suspect goes out only when the store knows what became of the last one, or it would be charged."""
+        suspect = self._suspect
+        if suspect is not None:
+            noting.add_done_callback(lambda _: None if suspect.done() else suspect.set_result(None))
 
     def _reject(self, row: int, failure: Failure, attempts: int) -> None:
         flow, origin, channel = self._flow, self._origin.name, self._channel
@@ -404,11 +475,10 @@ class DurableQueue:
             )  # fmt: skip
 
         try:
-            self._store.do(lambda file: file.reject(channel, row, letter), stubborn=True)
+            self._when_noted(self._store.do(lambda file: file.reject(channel, row, letter), stubborn=True))
         except Stopped:
             _log.error("%s: an event was rejected after the store was closed; it comes again", self.name)
-        self._count -= 1
-        self._made_room()
+        self._made_room(1)
 
     # ------------------------------------------------------------------ its end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from typing import Any, ClassVar
 
@@ -109,20 +110,40 @@ class DeadLetterReplay(Source):
         self._task = asyncio.get_running_loop().create_task(self._replay(), name=f"furcula replay {context.name}")
 
     async def _replay(self) -> None:
-        flow, modules = self._context.flow, self._modules
+        letters: list[Letter] = []
         try:
             while True:
                 try:
-                    letters = await self._store.do(lambda file: file.wanted(TURN, flow=flow, modules=modules))
-                    for letter in letters:
-                        await self._admit(letter)
+                    letters = await self._wanted()
                     if not letters:
                         await self._store.changed("")
+                    while letters:
+                        await self._admit(letters.pop(0))
                 except StoreError as error:
                     self._context.log.error("%s", error)
                     await asyncio.sleep(1.0)
         except Stopped:
             pass
+        finally:
+            self._put_back(letters)
+
+    async def _wanted(self) -> list[Letter]:
+        flow, modules = self._context.flow, self._modules
+        taking = self._store.do(lambda file: file.wanted(TURN, flow=flow, modules=modules))
+        try:
+            return await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            await asyncio.wait([taking])
+            if not taking.cancelled() and taking.exception() is None:
+                self._put_back(taking.result())
+            raise
+
+    def _put_back(self, letters: list[Letter]) -> None:
+        """These were taken, and not admitted."""
+        numbers = [letter.id for letter in letters]
+        if numbers:
+            with suppress(Stopped):
+                self._store.do(lambda file: file.keep(numbers, replay=True), stubborn=True)
 
     async def _admit(self, letter: Letter) -> None:
         try:
@@ -133,7 +154,11 @@ class DeadLetterReplay(Source):
             return
         # The way to the dead letters is open to it once more.
         event.failures = tuple([msgspec.structs.replace(failure, route="") for failure in event.failures])
-        wait = self._context.admit([event], settled=partial(self._settled, letter.id))
+        try:
+            wait = self._context.admit([event], settled=partial(self._settled, letter.id))
+        except Stopped:
+            self._put_back([letter])
+            raise
         if wait is not None:
             await wait
 

@@ -1,16 +1,24 @@
 """The store's file: its tables, what is done with them, and what is checked before anything of it is trusted.
 
-A queue is a table of its own, so taking from its head is a walk along the primary key. A row that somebody has in hand
-bears the number of its owner; when that owner's process has gone, the row is anybody's again, with the attempt charged.
+A queue is a table of its own, so taking from its head is a walk along the primary key; what waits for its time stands
+in another, so that nobody walks past it. A row that somebody has in hand bears the number of its owner; when that
+owner's process has gone, the row is anybody's again.
+
+SQLite's locks are the process's, not the connection's, and closing *any* descriptor of the file drops them all. So
+nothing here opens the file but SQLite, which knows of that; and a child that was forked while its parent had the store
+open is refused, because what it inherited of SQLite believes to have locks that it does not have.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +26,7 @@ import msgspec
 
 from furcula.errors import StoreDamaged, StoreError, StoreUnavailable
 from furcula.store.log import LogState, read_log
-from furcula.store.owners import Ownership, is_alive, owners
+from furcula.store.owners import Ownership, begun_by, channel_mark, is_alive, owners, remove
 
 __all__ = ["APPLICATION_ID", "VERSION", "Letter", "StoreFile", "Taken"]
 
@@ -43,10 +51,16 @@ CREATE TABLE letter (
     queue TEXT NOT NULL, replay INTEGER NOT NULL DEFAULT 0, owner INTEGER NOT NULL DEFAULT 0, event BLOB NOT NULL
 );
 """
-_QUEUE = """CREATE TABLE IF NOT EXISTS queue_{} (
-    id INTEGER PRIMARY KEY, owner INTEGER NOT NULL DEFAULT 0, visible REAL NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL
-)"""
+_QUEUE = (
+    """CREATE TABLE IF NOT EXISTS queue_{} (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, owner INTEGER NOT NULL DEFAULT 0, suspect INTEGER NOT NULL DEFAULT 0,
+        attempts INTEGER NOT NULL DEFAULT 0, body BLOB NOT NULL
+    )""",
+    """CREATE TABLE IF NOT EXISTS later_{} (
+        id INTEGER PRIMARY KEY, due REAL NOT NULL, attempts INTEGER NOT NULL, body BLOB NOT NULL
+    )""",
+    "CREATE INDEX IF NOT EXISTS later_{}_due ON later_{} (due)",
+)
 
 
 class Taken(msgspec.Struct, frozen=True, gc=False):
@@ -55,10 +69,12 @@ class Taken(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         id: Its row.
         attempts: How often it was handed out, this time included.
+        suspect: Whoever had it in hand before has died.
     """
 
     id: int
     attempts: int
+    suspect: int
     body: bytes
 
 
@@ -104,6 +120,7 @@ class StoreFile:
         path: The file. It is made if it is not there.
         busy_s: Seconds to wait for another program that is writing.
         owns: May take from queues. Whoever only looks or brings says False.
+        exists: It must be there already.
 
     Raises:
         StoreDamaged: It is no store, one of another version, or damaged.
@@ -111,18 +128,20 @@ class StoreFile:
         StoreError: It cannot be there: no such folder, no permission.
     """
 
-    def __init__(self, path: str | Path, *, busy_s: float = 5.0, owns: bool = True):
-        self.path = Path(path).absolute()
+    def __init__(self, path: str | Path, *, busy_s: float = 2.0, owns: bool = True, exists: bool = False):
+        self.path = Path(path).resolve()
         self._channels: dict[str, int] = {}
         self._ownership: Ownership | None = None
         self._owner = 0
-        log = self._look_first()
+        self._identity: tuple[int, int] | None = None
+        log = self._look_first(exists)
         try:
             self._db = sqlite3.connect(self.path, timeout=busy_s, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             raise self.explained(error) from error
         try:
-            self._prepare(log)
+            self._prepare_soon(log, busy_s)
+            self._identity = note_open(self.path)
             if owns:
                 self._own()
         except sqlite3.Error as error:
@@ -134,19 +153,30 @@ class StoreFile:
 
     # ------------------------------------------------------------------ opening and closing
 
-    def _look_first(self) -> LogState | None:
+    def _look_first(self, exists: bool) -> LogState | None:
         """What must be known before SQLite opens the file: once it has, the end of a damaged log is gone."""
         if not self.path.parent.is_dir():
             raise StoreError(f"the store {self.path} cannot be made: there is no folder {self.path.parent}")
         try:
-            with open(self.path, "rb") as file:
-                head = file.read(16)
+            found = self.path.stat()
         except FileNotFoundError:
-            return None
+            found = None
         except OSError as error:
             raise StoreError(f"the store {self.path} cannot be read: {error.strerror}") from None
-        if head and head != b"SQLite format 3\0":
-            raise StoreDamaged(f"{self.path} is no store of furcula, nor any SQLite file; name another path")
+        if found is None or not found.st_size:
+            if exists:
+                raise StoreError(f"{self.path} is no store of furcula: {'it is empty' if found else 'no such file'}")
+            if found is None:
+                return None
+        if self.path.is_dir():
+            raise StoreError(f"the store {self.path} cannot be read: it is a folder")
+        if (found.st_dev, found.st_ino) in _inherited:
+            raise StoreError(
+                f"the store {self.path} was open when this process was forked, and SQLite's locks do not survive that; "
+                "start the process by spawn, or open the store only after the fork"
+            )
+        if found.st_size:
+            self._must_be_sqlite()
         if self._in_use():
             return None  # somebody else has checked it, and is writing
         log = read_log(self._log_path)
@@ -158,6 +188,19 @@ class StoreFile:
             )
         return log
 
+    def _must_be_sqlite(self) -> None:
+        try:
+            # Looks at the file as it is, without a lock and without its log.
+            looking = sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)
+            try:
+                looking.execute("PRAGMA schema_version").fetchone()
+            finally:
+                looking.close()
+        except sqlite3.Error as error:  # anything else may be a moment's: somebody is writing it
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_NOTADB:
+                text = f"{self.path} is no store of furcula, nor any SQLite file; name another path"
+                raise StoreDamaged(text) from None
+
     @property
     def _log_path(self) -> Path:
         return self.path.with_name(f"{self.path.name}-wal")
@@ -165,9 +208,25 @@ class StoreFile:
     def _in_use(self) -> bool:
         return any(is_alive(self.path, name) for name in owners(self.path))
 
+    def _prepare_soon(self, log: LogState | None, within_s: float) -> None:
+        """SQLite waits for others in most cases, but not when the log's mode is changed."""
+        ends = time.monotonic() + within_s
+        while True:
+            try:
+                self._prepare(log)
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= ends:
+                    raise
+            self.roll_back()
+            time.sleep(0.01)
+
     def _prepare(self, log: LogState | None) -> None:
         db = self._db
+        # Its three answers must be of one moment: another process may be making the store.
+        db.execute("BEGIN")
         new = self._is_new()
+        db.execute("COMMIT")
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA journal_size_limit = 67108864")
@@ -207,6 +266,8 @@ class StoreFile:
                 self.path,
                 log.torn,
             )
+            # What is left of it would be taken for more damage after the next crash.
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         if self.path.stat().st_size > CHECKED_BYTES:
             return
         found = [row[0] for row in self._db.execute("PRAGMA quick_check(3)")]
@@ -228,11 +289,28 @@ class StoreFile:
         ownership, self._ownership = self._ownership, None
         if ownership is not None:
             try:
-                self.transaction(lambda: self._disown(self._owner, charged=False))
+                self.transaction(lambda: self._disown(self._owner, {}))
             except (StoreError, sqlite3.Error) as error:  # whoever opens it next sees that the owner has gone
                 _log.warning("%s: what was in hand could not be given back: %s", self.path, error)
             ownership.release()
+            with suppress(sqlite3.Error, OSError):
+                self._remove_dead()
         self._db.close()
+        identity, self._identity = self._identity, None
+        if identity is not None:
+            note_closed(identity)
+
+    def hurry(self) -> None:
+        """Wait no more than a moment for another program that is writing: it is time to end."""
+        self._db.execute("PRAGMA busy_timeout = 200")
+
+    def begun(self, channel: str, last: int) -> None:
+        """Note that what was taken from a queue, up to this row, is being handled from now on. For any thread.
+
+        When this process dies, only that is charged an attempt, and handed out one by one.
+        """
+        if self._ownership is not None:
+            self._ownership.begun(channel, last)
 
     def explained(self, error: Exception) -> StoreError:
         """SQLite's error in our words."""
@@ -293,7 +371,8 @@ class StoreFile:
         if number is None:
             self._db.execute("INSERT OR IGNORE INTO channel (name) VALUES (?)", (channel,))
             (number,) = self._db.execute("SELECT id FROM channel WHERE name = ?", (channel,)).fetchone()
-            self._db.execute(_QUEUE.format(number))
+            for statement in _QUEUE:
+                self._db.execute(statement.format(number, number))
             self._channels[channel] = number
         return number
 
@@ -310,20 +389,32 @@ class StoreFile:
                 at += size
 
     def take(self, channel: str, most: int, now: float | None = None) -> list[Taken]:
-        """The next bodies of a queue, at most `most`; they are this owner's, and an attempt is charged for each."""
-        table = f"queue_{self._queue(channel)}"
-        now = time.time() if now is None else now
+        """The next bodies of a queue, at most `most`; they are this owner's, and an attempt is charged for each.
+
+        An attempt that was not `begun` when this process dies is taken back.
+        """
+        number = self._queue(channel)
+        self._bring_due(number, time.time() if now is None else now)
         rows = self._db.execute(
-            f"SELECT id, attempts + 1, body FROM {table} WHERE owner = 0 AND visible <= ? ORDER BY id LIMIT ?",
-            (now, most),
+            f"SELECT id, attempts + 1, suspect, body FROM queue_{number} WHERE owner = 0 ORDER BY id LIMIT ?", (most,)
         ).fetchall()
         if rows:
             self._db.execute(
-                f"UPDATE {table} SET owner = ?, attempts = attempts + 1 "
-                "WHERE id BETWEEN ? AND ? AND owner = 0 AND visible <= ?",
-                (self._owner, rows[0][0], rows[-1][0], now),
+                f"UPDATE queue_{number} SET owner = ?, attempts = attempts + 1 WHERE id BETWEEN ? AND ? AND owner = 0",
+                (self._owner, rows[0][0], rows[-1][0]),
             )
         return [Taken(*row) for row in rows]
+
+    def _bring_due(self, number: int, now: float) -> None:
+        """Put back what has waited long enough, to its old place."""
+        if self._db.execute(f"SELECT 1 FROM later_{number} WHERE due <= ? LIMIT 1", (now,)).fetchone() is None:
+            return
+        self._db.execute(
+            f"INSERT INTO queue_{number} (id, attempts, body) SELECT id, attempts, body FROM later_{number} "
+            "WHERE due <= ?",
+            (now,),
+        )
+        self._db.execute(f"DELETE FROM later_{number} WHERE due <= ?", (now,))
 
     def done(self, channel: str, ids: Iterable[int]) -> None:
         """Remove what this owner has taken."""
@@ -335,31 +426,49 @@ class StoreFile:
 
     def back(self, channel: str, ids: Iterable[int], *, delay_s: float = 0.0, charged: bool = True) -> None:
         """Give back what this owner has taken: to its old place, to be handed out after `delay_s` seconds."""
-        visible = time.time() + delay_s if delay_s else 0.0
-        self._db.executemany(
-            f"UPDATE queue_{self._queue(channel)} SET owner = 0, visible = ?, attempts = attempts - ? "
-            "WHERE id = ? AND owner = ?",
-            [(visible, not charged, number, self._owner) for number in ids],
-        )
+        number = self._queue(channel)
+        rows = [(row, self._owner) for row in ids]
+        if delay_s:
+            due = time.time() + delay_s
+            self._db.executemany(
+                f"INSERT INTO later_{number} (id, due, attempts, body) "
+                f"SELECT id, ?, attempts - ?, body FROM queue_{number} WHERE id = ? AND owner = ?",
+                [(due, not charged, *row) for row in rows],
+            )
+            self._db.executemany(f"DELETE FROM queue_{number} WHERE id = ? AND owner = ?", rows)
+        else:
+            self._db.executemany(
+                f"UPDATE queue_{number} SET owner = 0, suspect = 0, attempts = attempts - ? WHERE id = ? AND owner = ?",
+                [(not charged, *row) for row in rows],
+            )
 
     def count(self, channel: str) -> int:
-        """How many bodies are in a queue, those in hand included."""
-        (count,) = self._db.execute(f"SELECT count(*) FROM queue_{self._queue(channel)}").fetchone()
+        """How many bodies are in a queue, those in hand and those that wait for their time included."""
+        number = self._queue(channel)
+        (count,) = self._db.execute(
+            f"SELECT (SELECT count(*) FROM queue_{number}) + (SELECT count(*) FROM later_{number})"
+        ).fetchone()
         return int(count)
 
     def peek(self, channel: str, most: int = -1) -> list[bytes]:
         """The first bodies of a queue, those in hand included; they stay where they are."""
-        rows = self._db.execute(f"SELECT body FROM queue_{self._queue(channel)} ORDER BY id LIMIT ?", (most,))
-        return [row[0] for row in rows]
+        number = self._queue(channel)
+        rows = self._db.execute(
+            f"SELECT id, body FROM queue_{number} UNION ALL SELECT id, body FROM later_{number} ORDER BY id LIMIT ?",
+            (most,),
+        )
+        return [row[1] for row in rows]
 
     def has_unread(self, channel: str) -> bool:
         """Is there a body in a queue that nobody has in hand?"""
-        found = self._db.execute(f"SELECT 1 FROM queue_{self._queue(channel)} WHERE owner = 0 LIMIT 1").fetchone()
-        return found is not None
+        return self.visible_at(channel) is not None
 
     def visible_at(self, channel: str) -> float | None:
         """The Unix time at which the next body may be taken; None: there is none that nobody has in hand."""
-        (found,) = self._db.execute(f"SELECT min(visible) FROM queue_{self._queue(channel)} WHERE owner = 0").fetchone()
+        number = self._queue(channel)
+        if self._db.execute(f"SELECT 1 FROM queue_{number} WHERE owner = 0 LIMIT 1").fetchone() is not None:
+            return 0.0
+        (found,) = self._db.execute(f"SELECT min(due) FROM later_{number}").fetchone()
         return found if found is None else float(found)
 
     def channels(self) -> list[str]:
@@ -371,18 +480,29 @@ class StoreFile:
         found = 0
         for number, name in self._db.execute("SELECT id, name FROM owner").fetchall():
             if number != self._owner and not is_alive(self.path, name):
-                found += self._disown(number, charged=True)
+                found += self._disown(number, begun_by(self.path, name))
         return found
 
-    def _disown(self, number: int, *, charged: bool) -> int:
+    def _disown(self, number: int, begun: Mapping[int, int]) -> int:
+        """What an owner has in hand is anybody's. What it had begun is charged, and suspect."""
         found = 0
-        for (table,) in self._db.execute("SELECT id FROM channel").fetchall():
-            found += self._db.execute(
-                f"UPDATE queue_{table} SET owner = 0, attempts = attempts - ? WHERE owner = ?", (not charged, number)
-            ).rowcount
+        for table, name in self._db.execute("SELECT id, name FROM channel").fetchall():
+            last = begun.get(channel_mark(name), 0)
+            self._db.execute(
+                f"UPDATE queue_{table} SET attempts = attempts - 1 WHERE owner = ? AND id > ?", (number, last)
+            )
+            self._db.execute(f"UPDATE queue_{table} SET suspect = 1 WHERE owner = ? AND id <= ?", (number, last))
+            found += self._db.execute(f"UPDATE queue_{table} SET owner = 0 WHERE owner = ?", (number,)).rowcount
         found += self._db.execute("UPDATE letter SET owner = 0 WHERE owner = ?", (number,)).rowcount
         self._db.execute("DELETE FROM owner WHERE id = ?", (number,))
         return found
+
+    def _remove_dead(self) -> None:
+        """Remove the files of those that have gone, and of which the store knows nothing any more."""
+        known = {row[0] for row in self._db.execute("SELECT name FROM owner")}
+        for name in owners(self.path):
+            if name not in known and not is_alive(self.path, name):
+                remove(self.path, name)
 
     # ------------------------------------------------------------------ dead letters
 
@@ -492,3 +612,33 @@ def _ranges(ids: Iterable[int]) -> list[tuple[int, int]]:
         else:
             found.append((number, number))
     return found
+
+
+# ------------------------------------------------------------------ what is open in this process
+
+_open: Counter[tuple[int, int]] = Counter()
+#: Files that were open when this process was forked.
+_inherited: set[tuple[int, int]] = set()
+
+
+def note_open(path: Path) -> tuple[int, int]:
+    """Note that a connection to this file is open. Returns what to say when it is closed."""
+    found = path.stat()
+    identity = (found.st_dev, found.st_ino)
+    _open[identity] += 1
+    return identity
+
+
+def note_closed(identity: tuple[int, int]) -> None:
+    """Note that it is closed."""
+    _open[identity] -= 1
+    if _open[identity] <= 0:
+        del _open[identity]
+
+
+def _after_fork() -> None:
+    _inherited.update(_open)
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,16 +1,28 @@
-"""Who holds a store open, told by the system: a file lock goes when its process does, however it ends."""
+"""Who holds a store open, told by the system: a file lock goes when its process does, however it ends.
+
+The locked file also says how far its owner had come with what it took. It is written without a commit: what a process
+has written is there after its death, if not after the machine's, and then it was not an event that killed it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import struct
 import weakref
+from hashlib import blake2b
 from pathlib import Path
 
-__all__ = ["Ownership", "is_alive", "owners"]
+__all__ = ["Ownership", "begun_by", "channel_mark", "is_alive", "owners", "remove"]
 
 _MARK = "-owner-"
+_RECORD = struct.Struct("<QQ")
+
+
+def channel_mark(channel: str) -> int:
+    """What stands for a channel in an owner's file."""
+    return int.from_bytes(blake2b(channel.encode(), digest_size=8).digest(), "little") or 1
 
 
 class Ownership:
@@ -25,6 +37,7 @@ class Ownership:
         self.number = int.from_bytes(os.urandom(7), "big") + 1
         self.name = f"{store.name}{_MARK}{self.number:x}"
         self._path = store.with_name(self.name)
+        self._slots: dict[str, tuple[int, int]] = {}
         self._fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(self._fd, fcntl.LOCK_EX)
         while not self._path.exists():  # taken for a dead one's between the two calls above
@@ -32,6 +45,13 @@ class Ownership:
             self._fd = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX)
         _held.add(self)
+
+    def begun(self, channel: str, last: int) -> None:
+        """Note that everything up to this row of a queue, as far as it is in hand, is being handled from now on."""
+        slot, so_far = self._slots.setdefault(channel, (len(self._slots), 0))
+        if last > so_far and self._fd >= 0:
+            self._slots[channel] = (slot, last)
+            os.pwrite(self._fd, _RECORD.pack(channel_mark(channel), last), slot * _RECORD.size)
 
     def release(self) -> None:
         """Give the lock up. May be repeated."""
@@ -52,10 +72,9 @@ def owners(store: Path) -> list[str]:
 
 
 def is_alive(store: Path, name: str) -> bool:
-    """Does the owner of this name still have the store open? The file of one that has gone is removed."""
-    path = store.with_name(name)
+    """Does the owner of this name still have the store open?"""
     try:
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(store.with_name(name), os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
@@ -63,11 +82,25 @@ def is_alive(store: Path, name: str) -> bool:
     except BlockingIOError:
         return True
     else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
         return False
     finally:
         os.close(fd)
+
+
+def begun_by(store: Path, name: str) -> dict[int, int]:
+    """How far an owner had come: by the mark of a channel, the last row that was being handled."""
+    try:
+        raw = store.with_name(name).read_bytes()
+    except FileNotFoundError:
+        return {}
+    whole = len(raw) - len(raw) % _RECORD.size
+    return dict(_RECORD.iter_unpack(raw[:whole]))
+
+
+def remove(store: Path, name: str) -> None:
+    """Remove the file of an owner that has gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(store.with_name(name))
 
 
 _held: weakref.WeakSet[Ownership] = weakref.WeakSet()

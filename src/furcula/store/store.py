@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from furcula.errors import Stopped
-from furcula.store.file import Letter, StoreFile, Taken
+from furcula.store.file import Letter, StoreFile, Taken, note_closed, note_open
 from furcula.store.writer import Writer, shared
 
 __all__ = ["Store"]
@@ -35,10 +35,13 @@ class Store:
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path).absolute()
+        self.path = Path(path).resolve()
         self._writer: Writer | None = None
         self._looker: sqlite3.Connection | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._looked_at = (0, 0)
+        #: Takes that the writer has not answered.
+        self._taking: set[asyncio.Future[tuple[list[Taken], float | None]]] = set()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     async def open(self) -> None:
@@ -55,9 +58,12 @@ class Store:
                 opening.add_done_callback(_close_again)
                 raise
             self._looker = sqlite3.connect(self.path, timeout=1.0, isolation_level=None)
+            self._looked_at = note_open(self.path)
 
     async def close(self) -> None:
         """Write what waits to be written, and let go. What was taken and not spoken of is released. May be repeated."""
+        if self._taking:  # what comes of it is given back, below
+            await asyncio.wait(self._taking)
         writer, self._writer = self._writer, None
         looking, self._looking = self._looking, None
         if looking is not None:
@@ -70,6 +76,7 @@ class Store:
         looker, self._looker = self._looker, None
         if looker is not None:
             looker.close()
+            note_closed(self._looked_at)
         if writer is not None:
             await asyncio.to_thread(shared.close, writer)
 
@@ -121,19 +128,30 @@ class Store:
             return taken, file.visible_at(channel)
 
         taking = self.do(take)
+        self._taking.add(taking)
         if told is not None:
             taking.add_done_callback(lambda done: _tell(done, told))
         try:
             return await asyncio.shield(taking)
         except asyncio.CancelledError:
-            taking.add_done_callback(lambda done: self._give_back(channel, done))
+            if taking.done():
+                self._give_back(channel, taking)
+            else:
+                taking.add_done_callback(lambda done: self._give_back(channel, done))
             raise
+        finally:
+            taking.add_done_callback(self._taking.discard)
 
     def _give_back(self, channel: str, taking: asyncio.Future[tuple[list[Taken], float | None]]) -> None:
         if not taking.cancelled() and taking.exception() is None and self._writer is not None:
             taken, _ = taking.result()
             if taken:
                 self.back(channel, [one.id for one in taken], charged=False)
+
+    def begun(self, channel: str, last: int) -> None:
+        """Note, before they are handled, that the bodies up to this one are being handled. See `StoreFile.begun`."""
+        if self._writer is not None:
+            self._writer.file.begun(channel, last)
 
     def done(self, channel: str, ids: Sequence[int]) -> asyncio.Future[None]:
         """Remove what was taken. It is written in time, also when the disk is full now; nobody needs to wait for it."""

@@ -28,7 +28,7 @@ _log = logging.getLogger("furcula.store")
 GROUP = 256
 #: Seconds until what must not be lost is tried again, and how long closing tries.
 AGAIN_S = 0.5
-CLOSING_S = 5.0
+CLOSING_S = 2.0
 
 
 class _Work:
@@ -62,6 +62,8 @@ class Writer:
         self._again: list[_Work] = []
         self._again_at = 0.0
         self._closing = False
+        #: Once it is opened. Of it, `begun` alone is for other threads.
+        self.file: StoreFile
         self._opened: threading.Event = threading.Event()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"furcula store {path.name}", daemon=True)
@@ -112,10 +114,14 @@ class Writer:
             self._error = error
             self._opened.set()
             return
+        self.file = file
         self._opened.set()
         try:
             while group := self._next():
+                if self._closing:
+                    file.hurry()
                 self._commit(file, group)
+            file.hurry()
             self._last(file)
         finally:
             file.close()

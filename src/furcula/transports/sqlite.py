@@ -82,6 +82,7 @@ class SqliteTransport:
     async def take(self, channel: str) -> Message:
         self._check(channel)
         (taken,) = await self._store.take(channel, 1)
+        self._store.begun(channel, taken.id)
         return _Message(self._store, channel, taken)
 
     def _check(self, channel: str) -> None:
