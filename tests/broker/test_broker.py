@@ -576,3 +576,204 @@ async def test_a_secret_stands_in_no_error_log_or_letter(tmp_path: Path, caplog:
     assert "cannot connect to amqp://me:********@host with ********" in everything
     assert "hunter2" not in everything
     assert "swordfish" not in everything
+
+
+# ------------------------------------------------------------------ what plugins do badly
+
+
+@pytest.mark.parametrize("where", ["before the start", "from a thread"])
+async def test_a_flood_is_delivered_whole_to_a_sink_that_gets_on(where: str) -> None:
+    class TurnEach(Keeper):
+        async def publish(self, ctx: IngressContext, routing_key: str, body: Any) -> None:
+            await asyncio.sleep(0)
+            await super().publish(ctx, routing_key, body)
+
+    keeper = TurnEach()
+    broker = Broker({"a": {"default": {}}}, ingress={"a": keeper})
+
+    def put() -> None:
+        for number in range(5000):
+            broker.put_nowait("k", number)
+
+    if where == "before the start":
+        put()
+    async with broker:
+        if where == "from a thread":
+            await asyncio.to_thread(put)
+        await broker.join()
+        assert_settled((await broker.stop()).flow)
+    assert [body for *_, body in keeper.got] == [str(number) for number in range(5000)]
+
+
+async def test_put_may_be_awaited_on_another_threads_loop() -> None:
+    keeper = Keeper()
+    async with Broker({"a": {"default": {}}}, ingress={"a": keeper}) as broker:
+
+        async def put() -> None:
+            for number in range(100):
+                await broker.put("k", number)
+
+        await asyncio.to_thread(asyncio.run, put())
+        await broker.join()
+        assert_settled((await broker.stop()).flow)
+    assert len(keeper.got) == 100
+
+
+async def test_hooks_that_hang_keep_nobody_from_starting_or_stopping() -> None:
+    gate = threading.Event()
+
+    class HangsOpening(Hanging):
+        async def open(self, ctx: IngressContext) -> None:
+            await asyncio.Event().wait()
+
+    class HangsClosing(Keeper):
+        async def open(self, ctx: IngressContext) -> None: ...
+
+        def close(self, ctx: IngressContext) -> None:
+            gate.wait(60)
+
+    keeper = Keeper()
+    broker = Broker(
+        {"o": {"default": {}}, "c": {"default": {}}, "good": {"default": {}}},
+        ingress={"o": HangsOpening(), "c": HangsClosing(), "good": keeper},
+        options=QUICK,
+    )
+    async with asyncio.timeout(30):
+        await broker.start()
+        await broker.put("k", 1)
+        await until(lambda: keeper.got)
+        assert_settled((await broker.stop(timeout="0.2s")).flow)
+    gate.set()
+
+
+async def test_an_error_callback_that_hangs_holds_up_nobody_and_the_letters_are_written(tmp_path: Path) -> None:
+    keeper = Keeper()
+
+    async def on_error(*what: Any) -> None:
+        await asyncio.Event().wait()
+
+    broker = Broker(
+        {"bad": {"default": {}}, "good": {"default": {}}},
+        ingress={"bad": Failing(), "good": keeper},
+        options=Options(queue=1024, overflow="fail"),
+        on_error=on_error,
+        dead_letter=str(tmp_path / "dead.db"),
+    )
+    async with broker:
+        for number in range(3000):
+            await broker.put("k", number)
+        await broker.join()
+        assert len(keeper.got) == 3000
+        await broker.stop(timeout="0.2s")
+    file = StoreFile(tmp_path / "dead.db", owns=False)
+    assert len(file.letters()) == 3000
+    file.close()
+
+
+async def test_what_tasks_of_a_plugin_and_the_error_callback_log_starts_no_avalanche() -> None:
+    logger = logging.getLogger("shop.library")
+    news: asyncio.Queue[str] = asyncio.Queue()
+
+    class Library(Failing):
+        async def open(self, ctx: IngressContext) -> None:
+            self.task = asyncio.ensure_future(self.chat())
+
+        async def chat(self) -> None:
+            while True:
+                logger.warning("from its own task: %s", await news.get())
+
+        async def publish(self, ctx: IngressContext, routing_key: str, body: Any) -> None:
+            news.put_nowait(str(body))
+            await super().publish(ctx, routing_key, body)
+
+        async def close(self, ctx: IngressContext) -> None:
+            self.task.cancel()
+
+    told: list[Any] = []
+
+    def on_error(*what: Any) -> None:
+        logger.error("given up")
+        told.append(what)
+
+    plugin = Library()
+    broker = Broker({"lib": {"default": {}}}, ingress={"lib": plugin}, options=QUICK, on_error=on_error)
+    handler = BrokerHandler(broker)
+    logger.addHandler(handler)
+    try:
+        async with broker:
+            logger.warning("one line")
+            await until(lambda: told)
+            await broker.join()
+            assert broker.statistics().put == 1
+    finally:
+        logger.removeHandler(handler)
+
+
+def test_a_bad_plugin_is_disabled_under_the_providers_that_it_names() -> None:
+    class Mailer:
+        ACCT = ["mail"]
+
+        async def publish(self, ctx: Any) -> None: ...
+
+    broker = Broker({"mail": {"default": {}}}, ingress=[Mailer])
+    assert "cannot be called as publish" in broker.disabled["mail/default"]
+    with pytest.raises(ConfigurationError, match="both a and b offer the provider 'mail'"):
+        Broker({"mail": {"default": {}}}, ingress={"a": Mailer(), "b": Mailer()})
+
+
+async def test_a_letter_is_put_again_to_the_sink_that_gave_up_on_it(tmp_path: Path) -> None:
+    store = tmp_path / "dead.db"
+    failing, keeper = Failing(times=2), Keeper()
+    broker = Broker(
+        {"bad": {"team-*": {}}, "good": {"team-*": {}}},
+        ingress={"bad": failing, "good": keeper},
+        options=QUICK,
+        dead_letter=str(store),
+    )
+    async with broker:
+        await broker.put("k", 1, profile="team-x")
+        await broker.join()
+
+        def letters() -> list[Any]:
+            file = StoreFile(store, owns=False)
+            try:
+                return file.letters()
+            finally:
+                file.close()
+
+        await until(letters)
+        (letter,) = letters()
+        assert (letter.flow, letter.module) == ("broker", "bad/team-")
+        file = StoreFile(store, owns=False)
+        file.transaction(lambda: file.replay([letter.id]))
+        file.close()
+        await until(lambda: not letters())
+    assert (failing.tried, len(keeper.got)) == (3, 1)
+
+
+async def test_a_cancelled_reader_hands_on_to_the_next_one() -> None:
+    async with Broker({"internal": {"default": {}}}) as broker:
+        first = asyncio.ensure_future(broker.internal.get("a"))
+        second = asyncio.ensure_future(broker.internal.get("a"))
+        await asyncio.sleep(0)
+        await broker.internal.publish(IngressContext({}, "default", "internal"), "a", "body")
+        first.cancel()
+        async with asyncio.timeout(30):
+            assert await second == "body"
+
+
+async def test_join_does_not_wait_for_what_is_put_later() -> None:
+    keeper = Keeper()
+    async with Broker({"a": {"default": {}}}, ingress={"a": keeper}) as broker:
+        going = True
+
+        async def put() -> None:
+            while going:
+                await broker.put("k", 1)
+
+        putting = asyncio.ensure_future(put())
+        async with asyncio.timeout(30):
+            for _ in range(5):
+                await broker.join()
+        going = False
+        await putting

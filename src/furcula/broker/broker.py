@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import itertools
 import logging
+import re
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, ClassVar
@@ -15,13 +18,15 @@ from typing import Any, ClassVar
 import msgspec
 
 from furcula import errors as furcula_errors
-from furcula.broker.ingress import KINDS, Sink, check_ingress, entry_points, providers_of
+from furcula.broker.ingress import INSIDE, KINDS, Sink, check_ingress, entry_points, providers_of
 from furcula.broker.internal import InternalQueues
 from furcula.broker.profiles import Profile, Profiles, Redactor
 from furcula.broker.serializers import Serializer
 from furcula.broker.serializers import serializer as serializer_named
+from furcula.engine.counters import Counters
 from furcula.engine.director import Director
 from furcula.engine.statistics import Statistics
+from furcula.engine.threads import Threads
 from furcula.errors import ConfigurationError, FurculaError, QueueFull, Stopped, nearest
 from furcula.event import Event, Failure
 from furcula.graph import Place
@@ -39,6 +44,13 @@ OPTIONS = Options(queue=1024, overflow="fail", timeout=Duration(30), retry=Retry
 WAITING = 10_000
 #: Puts after which the sinks get a turn of the loop.
 TURN = 32
+#: Seconds that a sink which is nearly full may hold up who puts, each time.
+PATIENCE_S = 0.005
+#: Seconds that the error callback has, and that closing a plugin may take, unless a stop says less.
+CALLBACK_S = 30
+CLOSE_S = 10.0
+#: Names of the modules that are the Broker's own.
+_OWN = frozenset(("put", "route", "dead_letter", "again", "route_again", "given_up", "on_error"))
 #: Exceptions remembered until the error callback has been called.
 REMEMBERED = 1000
 
@@ -95,10 +107,12 @@ class Broker:
         options: How every sink is run.
         sink_options: How single ones are run, by `provider/profile` or provider: Options, or a dict of them that
             changes the common ones.
-        dead_letter: A store's path, in which is kept what a sink gives up on (see `furcula dlq`).
+        dead_letter: A store's path, in which is kept what a sink gives up on. `furcula dlq replay` puts it to that sink
+            again while the Broker runs.
         strict: Refuse an event that no profile matches; else it is counted.
-        on_error: Called with exception, plugin, profile and body of each event that a sink gives up on. What it raises
-            is logged.
+        on_error: Called with exception, plugin, profile and body of each event that a sink gives up on; a plain
+            function in a thread. It has 30 s and a queue of its own; what it raises is logged. No sink waits for it.
+        name: Under which dead letters are kept.
 
     Attributes:
         internal: The queues of the provider `internal`.
@@ -120,6 +134,7 @@ class Broker:
         dead_letter: str | None = None,
         strict: bool = False,
         on_error: OnError | None = None,
+        name: str = "broker",
     ):
         self.internal = InternalQueues()
         self.disabled: dict[str, str] = {}
@@ -129,12 +144,19 @@ class Broker:
         self._strict = strict
         self._on_error = on_error
         self._sinks: dict[int, Place] = {}
+        self._by_name: dict[str, Profile] = {}
+        #: By sink that makes nobody wait: the places in its queue; and what it had handled when it got nowhere.
+        self._places: dict[str, int] = {}
+        self._stuck: dict[str, int] = {}
+        self._going_on: asyncio.Task[None] | None = None
+        self._ends: float | None = None
+        self._callback = Threads(1, "furcula broker on_error")
         #: By sink and number of the event, what a plugin raised last.
         self._errors: OrderedDict[tuple[str, int], BaseException] = OrderedDict()
-        self._flow = Flow("broker")
+        self._flow = Flow(name)
         self._source = _Puts()
         self._put = self._flow.source(self._source, "put")
-        self._build(_named(ingress), aliases or {}, options, sink_options or {}, dead_letter)
+        self._build(_listed(ingress), aliases or {}, options, sink_options or {}, dead_letter)
         self._numbers = itertools.count(1)
         self._names: dict[str, tuple[str, ...]] = {}
         self._told_unmatched: set[str] = set()
@@ -145,6 +167,9 @@ class Broker:
         self._lock = threading.Lock()
         self._waiting: deque[tuple[str, Event[Any]]] = deque()
         self._flushing = False
+        #: Of those that were handed over, how many there were, and how many were begun with.
+        self._handed_over = 0
+        self._begun_with = 0
         self._since_turn = 0
         self._pressure: asyncio.Future[None] | None = None
         self._stopping: asyncio.Task[BrokerStatistics] | None = None
@@ -154,7 +179,7 @@ class Broker:
 
     def _build(
         self,
-        plugins: dict[str, Any],
+        plugins: list[tuple[str, Any]],
         aliases: Mapping[str, str],
         options: Options,
         sink_options: Mapping[str, Options | Mapping[str, Any]],
@@ -168,53 +193,79 @@ class Broker:
             plugin = offered.get(provider)
             if plugin is None and provider not in KINDS:
                 points = dict(entry_points()) if points is None else points
-                if provider not in points:
-                    known = {*offered, *KINDS, *points, *aliases}
+                for name in [provider] if provider in points else list(points):
+                    loaded = _loaded(name, points.pop(name))
+                    for one in providers_of(loaded, name):
+                        offered.setdefault(one, loaded)
+                plugin = offered.get(provider)
+                if plugin is None:
+                    known = {*offered, *KINDS, *aliases}
                     raise ConfigurationError(
                         f"profiles: nobody offers the provider {profile.provider!r}{nearest(profile.provider, known)}"
                     )
-                plugin = offered[provider] = _loaded(provider, points[provider])
             how = sink_options.get(profile.title, sink_options.get(profile.provider, options))
             how = how if isinstance(how, Options) else Options.of(options, **how)
-            place = self._sink(number, profile, provider, plugin, how)
+            place = self._sink(profile, provider, plugin, how)
             if place is not None:
                 self._sinks[number] = place
+                self._by_name[place.name] = profile
+                if how.overflow != "block":
+                    self._places[place.name] = how.queue if isinstance(how.queue, int) else 1024
         unknown = [name for name in sink_options if not any(name in (p.title, p.provider) for p in self._profiles)]
         if unknown:
             titles = [title for p in self._profiles for title in (p.title, p.provider)]
             raise ConfigurationError(f"sink_options: there is no sink {unknown[0]!r}{nearest(unknown[0], titles)}")
         route = flow.module(self._route, "route", outboxes=[place.name for place in self._sinks.values()])
         self._put >> route
-        failures = None
-        if self._on_error is not None or dead_letter is not None:
-            failures = flow.module(self._failed, "failures")
-            if dead_letter is not None:
-                failures >> flow.use("dead_letter.write", "dead_letter", store=dead_letter)
+        # Where an event ends that a sink gives up on. The callback hears of a copy, and holds up nobody.
+        if dead_letter is not None:
+            given_up = flow.use("dead_letter.write", "dead_letter", store=dead_letter)
+            again = flow.module(self._route_again, "route_again", outboxes=route.outboxes)
+            flow.use("dead_letter.replay", "again", store=dead_letter) >> again
+        else:
+            given_up = flow.use("null", "given_up")
+        self._given_up = given_up.name
+        told = None if self._on_error is None else flow.module(self._failed, "on_error", timeout=CALLBACK_S)
         for place in self._sinks.values():
             self._put[place.name] >> place
             route[place.name] >> place
-            if failures is not None:
-                place.failed >> failures
+            if dead_letter is not None:
+                again[place.name] >> place
+            place.failed >> given_up
+            if told is not None:
+                flow.connect(place.failed, told, branch="best-effort", queue=WAITING)
         if not self._sinks:
-            route >> flow.module(lambda event: None, "nothing")
+            route >> given_up
+            if dead_letter is not None:
+                again >> given_up
 
-    def _offered(self, plugins: dict[str, Any]) -> dict[str, Any]:
+    def _offered(self, plugins: list[tuple[str, Any]]) -> dict[str, Any]:
         """The plugins by provider; one that is none by its reason."""
         offered: dict[str, Any] = {"internal": self.internal}
-        for name, plugin in plugins.items():
-            reason = check_ingress(plugin, name)
-            if reason:
-                _log.error("%s; it is disabled", reason)
-            try:
-                providers = providers_of(plugin, name) if not reason else (name,)
-            except TypeError:
-                providers = (name,)
-            for provider in providers:
-                offered[provider] = _Unusable(reason) if reason else plugin
+        names: dict[str, str] = {}
+        for name, plugin in plugins:
+            found = _checked(name, plugin)
+            for provider in providers_of(plugin, name):
+                if provider in names:
+                    raise ConfigurationError(
+                        f"ingress: both {names[provider]} and {name} offer the provider {provider!r}; give one of them "
+                        "another name in its ACCT"
+                    )
+                names[provider] = name
+                offered[provider] = found
         return offered
 
-    def _sink(self, number: int, profile: Profile, provider: str, plugin: Any, options: Options) -> Place | None:
-        name = f"sink{number}"
+    def _name(self, profile: Profile) -> str:
+        """The name of a profile's module: as it is, but for signs that a name cannot have."""
+        plain = re.sub(r"[^A-Za-z0-9_/-]+", "_", profile.title).strip("_/") or "sink"
+        name, number = plain, 1
+        while name in self._by_name or name in _OWN:
+            number += 1
+            name = f"{plain}-{number}"
+        return name
+
+    def _sink(self, profile: Profile, provider: str, plugin: Any, options: Options) -> Place | None:
+        name = self._name(profile)
         if isinstance(plugin, _Unusable):
             self.disabled[profile.title] = plugin.reason
             return None
@@ -228,6 +279,7 @@ class Broker:
                 redact=self._redact,
                 raised=functools.partial(self._raised, name),
                 threads=options.concurrency,
+                left_s=self._left_s,
             )
         kind, destination = KINDS[provider]
         try:
@@ -260,7 +312,13 @@ class Broker:
         if self._director is not None:
             raise RuntimeError("a Broker is started once")
         director = self._director = Director(self._flow)
-        await director.start()
+        # All that runs in the Broker's flow runs in this context, and so do its plugins' and their libraries' tasks:
+        # what they log is not put on the Broker again.
+        token = INSIDE.set(True)
+        try:
+            await director.start()
+        finally:
+            INSIDE.reset(token)
         self._thread = threading.get_ident()
         with self._lock:
             self._loop = asyncio.get_running_loop()
@@ -268,13 +326,32 @@ class Broker:
         self._flush()
 
     async def join(self) -> None:
-        """Wait until everything that was put so far is delivered or given up on."""
+        """Wait until everything that was put so far is delivered or given up on, and not for what is put meanwhile.
+
+        (Of a sink with `order: none`, so many events are waited for as it had, whichever they are.)
+        """
+        handed_over = self._handed_over
+        await self._until(lambda: self._begun_with >= handed_over)
+        director = self._director
+        if director is None:
+            return
+        # The sinks, then where that goes which they give up on.
+        for names in (list(self._by_name), [self._given_up]):
+            counters = [director.modules[name].counters for name in names]
+            received = [one.received for one in counters]
+            await self._until(functools.partial(_have_handled, counters, received))
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
         pause = 0.0
-        while self._waiting or (self._director is not None and self._director.statistics().open):
+        while not holds():
+            if self._director is not None and self._director.phase == "stopped":
+                return
             await asyncio.sleep(pause)
             pause = min(pause + 0.0005, 0.02)
-            if self._director is None or self._director.phase in ("assembled", "stopped"):
-                return
+
+    def _left_s(self) -> float:
+        """What is left of the time that a stop may take."""
+        return CLOSE_S if self._ends is None else max(0.1, self._ends - time.monotonic())
 
     async def stop(self, drain: bool = True, timeout: str | float = "10s") -> BrokerStatistics:
         """Take nothing more; deliver what was put; close the sinks. May be called again; each call gets the figures.
@@ -290,25 +367,20 @@ class Broker:
         return await asyncio.shield(self._stopping)
 
     async def _stop(self, drain: bool, limit_s: float) -> BrokerStatistics:
-        director = self._director
-        if director is None:  # it never ran
-            director = self._director = Director(self._flow)
+        if self._director is None:  # it never ran
             if self._waiting and drain:
-                await director.start()
-                self._loop = asyncio.get_running_loop()
-        ends = asyncio.get_running_loop().time() + limit_s
+                await self.start()
+            else:
+                self._director = Director(self._flow)
+        director = self._director
+        assert director is not None
+        self._ends = time.monotonic() + (limit_s if drain else 0)
         if director.phase == "running":
-            try:
-                async with asyncio.timeout(limit_s if drain else 0):
-                    while self._waiting:
-                        self._flush()
-                        await asyncio.sleep(0)
-            except TimeoutError:
-                pass
+            await self._until(lambda: not self._waiting or time.monotonic() >= (self._ends or 0))
         if self._waiting:
             _log.error("the broker stops with %d event(s) that it had not begun with", len(self._waiting))
-        left_s = max(0.0, ends - asyncio.get_running_loop().time())
-        await director.stop(left_s if drain else 0)
+        await director.stop(self._left_s() if drain else 0)
+        self._callback.shutdown(wait=False)
         self.internal.shut()
         return self.statistics()
 
@@ -342,10 +414,12 @@ class Broker:
         found = self._event(routing_key, body, profile)
         if found is None:
             return
-        if self._loop is None or self._waiting:
-            self._wait(*found)
+        elsewhere = threading.get_ident() != self._thread
+        if self._loop is None or self._waiting or elsewhere:
+            number = self._wait(*found)
             if self._loop is not None:
-                await self._taken()
+                while self._begun_with < number and not self._stopped:  # noqa: ASYNC110 -- the Broker has its own loop
+                    await asyncio.sleep(0.001 if elsewhere else 0)
             return
         if self._pressure is not None:
             await asyncio.shield(self._pressure)
@@ -355,12 +429,7 @@ class Broker:
         self._since_turn += 1
         if self._since_turn >= TURN:  # who puts in a loop that never waits would fill the queues of the quickest sinks
             self._since_turn = 0
-            await asyncio.sleep(0)
-
-    async def _taken(self) -> None:
-        """Wait until the Broker has begun with everything that was handed over so far."""
-        while self._waiting and not self._stopped:  # noqa: ASYNC110 -- it is taken in the next turns of the loop
-            await asyncio.sleep(0)
+            await self._give_turns()
 
     def put_nowait(self, routing_key: str, body: Any, profile: str = "default") -> None:
         """Put an event without waiting. May be called before the Broker runs, and from any thread.
@@ -373,13 +442,6 @@ class Broker:
         """
         found = self._event(routing_key, body, profile)
         if found is not None:
-            self._put_event(*found)
-
-    def put_log(self, routing_key: str, body: Any, profile: str = "default") -> None:
-        """As `put_nowait`, for a record of the log: what plugins log while they deliver it is told apart."""
-        found = self._event(routing_key, body, profile)
-        if found is not None:
-            found[1].headers["log"] = True
             self._put_event(*found)
 
     def _put_event(self, port: str, event: Event[Any]) -> None:
@@ -430,22 +492,25 @@ class Broker:
         if wait is not None:
             self._pressure = asyncio.ensure_future(_awaited(wait))
 
-    def _wait(self, port: str, event: Event[Any]) -> None:
-        """Hand an event over to the Broker's loop, or keep it until there is one."""
+    def _wait(self, port: str, event: Event[Any]) -> int:
+        """Hand an event over to the Broker's loop, or keep it until there is one. Returns its number among those."""
         with self._lock:
             if self._stopped:
                 raise Stopped("the broker has stopped")
             if len(self._waiting) >= WAITING:
                 raise QueueFull(f"{WAITING} events wait for the broker")
             self._waiting.append((port, event))
+            self._handed_over += 1
+            number = self._handed_over
             if self._loop is None or self._flushing:
-                return
+                return number
             self._flushing = True
         self._loop.call_soon_threadsafe(self._flush)
+        return number
 
     def _flush(self) -> None:
-        """Admit what was handed over, as long as there is room."""
-        while True:
+        """Admit what was handed over, as long as there is room; the sinks get a turn of the loop now and then."""
+        for _ in range(TURN):
             if self._pressure is not None and not self._pressure.done():
                 self._pressure.add_done_callback(lambda _: self._flush())
                 return
@@ -461,12 +526,53 @@ class Broker:
                     self._waiting.appendleft((port, event))
                     self._flushing = False
                 return
+            self._begun_with += 1
+        assert self._loop is not None
+        self._going_on = self._loop.create_task(self._flush_on())
+
+    async def _flush_on(self) -> None:
+        await self._give_turns()
+        self._flush()
+
+    async def _give_turns(self) -> None:
+        """Let the sinks work off what they have, as long as that helps those that are nearly full, and not for long.
+
+        A sink that gets nowhere meanwhile is not waited for again before it does.
+        """
+        await asyncio.sleep(0)
+        director = self._director
+        if director is None:
+            return
+        crowded = self._crowded(director)
+        if not crowded:
+            return
+        ends = time.monotonic() + PATIENCE_S
+        while self._crowded(director) and time.monotonic() < ends:  # noqa: ASYNC110 -- turns are what it gives
+            await asyncio.sleep(0)
+        for name, handled in crowded.items():
+            counters = director.modules[name].counters
+            if counters.received - counters.held == handled:
+                self._stuck[name] = handled
+
+    def _crowded(self, director: Director) -> dict[str, int]:
+        """The sinks that have hardly any room and may soon have some, each with how many events it has handled."""
+        found = {}
+        for name, places in self._places.items():
+            counters = director.modules[name].counters
+            if counters.held > places - 2 * TURN and self._stuck.get(name) != counters.received - counters.held:
+                found[name] = counters.received - counters.held
+        return found
 
     @staticmethod
     def _route(event: Event[Any]) -> Any:
         names = event.headers.pop("sinks")
         for name in names:
             yield event.to(name)
+
+    @staticmethod
+    def _route_again(event: Event[Any]) -> Event[Any]:
+        """A dead letter, to the sink that gave up on it."""
+        return event.to(event.failures[-1].module)
 
     # ------------------------------------------------------------------ failures
 
@@ -475,22 +581,30 @@ class Broker:
         if len(self._errors) > REMEMBERED:
             self._errors.popitem(last=False)
 
-    async def _failed(self, event: Event[Any]) -> Event[Any]:
+    async def _failed(self, event: Event[Any]) -> None:
         """Tell the callback of an event that a sink has given up on."""
         failure = event.failures[-1]
         error = self._errors.pop((failure.module, event.headers["number"]), None)
-        if self._on_error is None:
-            return event
-        profile = self._profiles[int(failure.module.removeprefix("sink"))]
+        profile = self._by_name[failure.module]
         if error is None or type(error).__name__ != failure.type:
             error = _rebuilt(failure)
+        on_error = self._on_error
+        assert on_error is not None
+        arguments = (error, profile.provider, profile.name, event.data)
         try:
-            answer = self._on_error(error, profile.provider, profile.name, event.data)
+            if inspect.iscoroutinefunction(on_error):
+                await on_error(*arguments)
+                return
+            call = functools.partial(contextvars.copy_context().run, on_error, *arguments)
+            answer = await asyncio.get_running_loop().run_in_executor(self._callback, call)
             if inspect.isawaitable(answer):
                 await answer
-        except Exception:
+        except (Exception, SystemExit):
             _log.exception("the broker's on_error raised on a failure of %s", profile.title)
-        return event
+
+
+def _have_handled(counters: list[Counters], received: list[int]) -> bool:
+    return all(one.received - one.held >= count for one, count in zip(counters, received, strict=True))
 
 
 class _Puts(Source):
@@ -511,28 +625,37 @@ class _Unusable:
         self.reason = reason
 
 
-def _named(ingress: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
+def _listed(ingress: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str, Any]]:
+    """Each plugin with its name; of a class, an instance."""
     if isinstance(ingress, Mapping):
-        return dict(ingress)
-    return {
-        str(getattr(plugin, "name", None) or getattr(plugin, "__name__", type(plugin).__name__)).rpartition(".")[
-            2
-        ]: plugin
-        for plugin in ingress
-    }
+        named = list(ingress.items())
+    else:
+        named = [
+            (str(getattr(one, "name", None) or getattr(one, "__name__", type(one).__name__)).rpartition(".")[2], one)
+            for one in ingress
+        ]
+    return [(name, _made(plugin)) for name, plugin in named]
 
 
-def _loaded(name: str, load: Callable[[], Any]) -> Any:
-    try:
-        plugin = load()
-        plugin = plugin() if isinstance(plugin, type) else plugin
-        reason = check_ingress(plugin, name)
-    except Exception as error:
-        reason = f"the ingress plugin {name} cannot be loaded: {type(error).__name__}: {error}"
+def _made(plugin: Any) -> Any:
+    return plugin() if isinstance(plugin, type) else plugin
+
+
+def _checked(name: str, plugin: Any) -> Any:
+    """The plugin, or what stands for one that is none."""
+    reason = plugin.reason if isinstance(plugin, _Unusable) else check_ingress(plugin, name)
     if reason:
         _log.error("%s; it is disabled", reason)
         return _Unusable(reason)
     return plugin
+
+
+def _loaded(name: str, load: Callable[[], Any]) -> Any:
+    try:
+        return _checked(name, _made(load()))
+    except Exception as error:
+        reason = f"the ingress plugin {name} cannot be loaded: {type(error).__name__}: {error}"
+        return _checked(name, _Unusable(reason))
 
 
 def _for_kind(options: Options) -> Options:

@@ -58,11 +58,13 @@ def profiles_of_file(
     text = decrypted(raw, _key(key, environment, path), str(path)) if raw.startswith(_FERNET) else read_text(path)
     problems: list[Problem] = []
     root = compose(text, str(path), problems)
+    # What a problem says may quote the file, and with it a secret: the place is all that is told.
+    problems = [Problem(_told(one.message), one.path, one.location) for one in problems]
     if root is not None and not problems:
         root = fill_in(root, environment, problems)
         for place, leaf in root.leaves():
             if leaf.trap:
-                problems.append(Problem(leaf.trap, place, leaf.location))
+                problems.append(Problem(_READ_OTHERWISE, place, leaf.location))
         if not root.is_mapping:
             problems.append(
                 Problem("a file of profiles says provider, then profile name, then data", "", root.location)
@@ -72,6 +74,15 @@ def profiles_of_file(
     found = root.plain()
     assert isinstance(found, dict)
     return found
+
+
+_READ_OTHERWISE = "YAML reads this value in another way than it is written; put it in quotes"
+
+
+def _told(message: str) -> str:
+    if message.startswith("this is not YAML"):
+        return "this is not YAML (what stands there is not shown)"
+    return _READ_OTHERWISE
 
 
 def profiles_of_environment(environment: Mapping[str, str] | None = None) -> dict[str, Any]:

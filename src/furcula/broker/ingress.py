@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import inspect
 import logging
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Protocol
 
@@ -20,8 +21,8 @@ from furcula.event import Event
 from furcula.module import Module
 
 __all__ = [
-    "DELIVERING_LOGS",
     "ENTRY_POINTS",
+    "INSIDE",
     "KINDS",
     "DeliveryFailed",
     "Ingress",
@@ -54,8 +55,8 @@ KINDS: dict[str, tuple[str, str]] = {
     "zmq": ("zmq.publish", "topic"),
 }
 
-#: Set while a record of the log is on its way through a plugin: what the plugin logs then is not put again.
-DELIVERING_LOGS: contextvars.ContextVar[bool] = contextvars.ContextVar("furcula_delivering_logs", default=False)
+#: Set in everything that runs inside a Broker: what is logged there is not put on a Broker again.
+INSIDE: contextvars.ContextVar[bool] = contextvars.ContextVar("furcula_inside_broker", default=False)
 
 
 class IngressContext(msgspec.Struct, frozen=True):
@@ -76,8 +77,8 @@ class Ingress(Protocol):
     """An ingress plugin: an object, a class or a Python module with these functions.
 
     It may have `ACCT`, the list of the provider names it serves (default: the name it was given or found under), and
-    hooks `open(ctx)` and `close(ctx)`, each plain or async, called once for each profile. A plain `publish` runs in a
-    thread, so it may block.
+    hooks `open(ctx)` and `close(ctx)`, each plain or async, called once for each profile. Plain functions run in
+    threads, so they may block.
     """
 
     def publish(self, ctx: IngressContext, routing_key: str, body: Any) -> Any:
@@ -120,8 +121,11 @@ def check_ingress(plugin: Any, name: str) -> str:
 
 
 def providers_of(plugin: Any, name: str) -> tuple[str, ...]:
-    """The providers that a plugin serves."""
-    return tuple(getattr(plugin, "ACCT", None) or (name,))
+    """The providers that a plugin serves, or would serve if it were one."""
+    acct = getattr(plugin, "ACCT", None)
+    if isinstance(acct, list | tuple) and acct and all(isinstance(one, str) for one in acct):
+        return tuple(acct)
+    return (name,)
 
 
 def entry_points() -> Iterator[tuple[str, Any]]:
@@ -139,6 +143,7 @@ class Sink(Module):
         redact: Strikes secrets out of what is said.
         raised: Told of what the plugin raised, with the event's number: who hears of the failure wants the exception.
         threads: How many calls of a plain `publish` may run at once.
+        left_s: The seconds that closing may take now.
     """
 
     outboxes: ClassVar[tuple[str, ...]] = ()
@@ -151,8 +156,10 @@ class Sink(Module):
         redact: Redactor,
         raised: Callable[[int, BaseException], None],
         threads: int = 1,
+        left_s: Callable[[], float] = lambda: 10.0,
     ):
         self._plugin = plugin
+        self._left_s = left_s
         # Its own: a plugin that hangs must not use up the threads of others.
         self._threads = Threads(threads, f"furcula ingress {profile.title}")
         self.profile = profile
@@ -163,11 +170,19 @@ class Sink(Module):
         self._context = IngressContext(profile.data, profile.name, profile.provider)
         self._opened = not callable(getattr(plugin, "open", None))
         self._opening = asyncio.Lock()
+        self._first: asyncio.Task[None] | None = None
         self._waits = inspect.iscoroutinefunction(plugin.publish)
         self._raised = raised
 
-    async def start(self) -> None:
-        """Open the plugin. If that fails it is tried again with the first event: the others are not kept waiting."""
+    def start(self) -> None:
+        """Open the plugin in the background: one that hangs keeps nobody from starting.
+
+        If that fails it is tried again with the first event.
+        """
+        if not self._opened:
+            self._first = asyncio.get_running_loop().create_task(self._open_first(), name=f"open {self.profile.title}")
+
+    async def _open_first(self) -> None:
         try:
             await self._open()
         except Exception as error:
@@ -178,47 +193,46 @@ class Sink(Module):
     async def _open(self) -> None:
         async with self._opening:
             if not self._opened:
-                await self._call(self._plugin.open, self._context)
+                await self._call(self._threads, self._plugin.open, self._context)
                 self._opened = True
 
     async def process(self, event: Event[Any]) -> None:
         headers = event.headers
         routing_key = self._routing_key if self._routing_key is not None else headers["routing_key"]
-        token = DELIVERING_LOGS.set(True) if headers.get("log") else None
         try:
             if not self._opened:
                 await self._open()
             if self._waits:
                 await self._plugin.publish(self._context, routing_key, event.data)
             else:
-                await self._call(self._plugin.publish, self._context, routing_key, event.data)
+                await self._call(self._threads, self._plugin.publish, self._context, routing_key, event.data)
+            return
         except Exception as error:
             told = self._redacted(error)
             self._raised(headers["number"], told)
             if told is error:
                 raise
-            raise told from None
-        finally:
-            if token is not None:
-                DELIVERING_LOGS.reset(token)
+        # Out here, so that it does not remember the one whose message has a secret in it.
+        raise told
 
-    async def _call(self, function: Any, *arguments: Any) -> None:
+    @staticmethod
+    async def _call(threads: Threads, function: Any, *arguments: Any) -> None:
         if inspect.iscoroutinefunction(function):
             await function(*arguments)
             return
         # In a thread, with the context: it may block, and what it logs must be known as ours.
         context = contextvars.copy_context()
         call = functools.partial(context.run, function, *arguments)
-        answer = await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        answer = await asyncio.get_running_loop().run_in_executor(threads, call)
         if inspect.isawaitable(answer):
             await answer
 
     def _redacted(self, error: Exception) -> Exception:
-        text = str(error)
-        plain = self._redact(text)
-        if plain == text and not _mentions(error, self._redact):
+        """The error, or one that says the same without a secret: in its text, its notes, and what led to it."""
+        text = "".join(traceback.format_exception(error))
+        if self._redact(text) == text:
             return error
-        failed = DeliveryFailed(f"{type(error).__name__}: {plain}")
+        failed = DeliveryFailed(f"{type(error).__name__}: {self._redact(str(error))}")
         failed.retryable = bool(getattr(error, "retryable", True))
         return failed
 
@@ -226,22 +240,17 @@ class Sink(Module):
         return f"{type(error).__name__}: {self._redact(str(error))}"
 
     async def stop(self) -> None:
+        if self._first is not None and not self._first.done():
+            self._first.cancel()
+            await asyncio.wait([self._first])
         close = getattr(self._plugin, "close", None)
+        # In a thread of its own: that of `publish` may hang.
+        thread = Threads(1, f"furcula ingress {self.profile.title} closes")
         if close is not None and self._opened:
             try:
-                await self._call(close, self._context)
+                async with asyncio.timeout(self._left_s()):
+                    await self._call(thread, close, self._context)
             except Exception as error:
                 _log.error("%s could not be closed: %s", self.profile.title, self._told(error))
+        thread.shutdown(wait=False)
         self._threads.shutdown(wait=False)
-
-
-def _mentions(error: BaseException, redact: Redactor) -> bool:
-    """Does an error that led to this one say a secret? Tracebacks show them all."""
-    seen: BaseException | None = error
-    for _ in range(10):
-        if seen is None:
-            return False
-        if redact(str(seen)) != str(seen):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False

@@ -32,12 +32,8 @@ class InternalQueues:
         self.dropped = 0
 
     async def publish(self, ctx: IngressContext, routing_key: str, body: Any) -> None:
-        readers = self._readers.get(routing_key)
-        while readers:
-            reader = readers.popleft()
-            if not reader.done():
-                reader.set_result(body)
-                return
+        if self._handed(routing_key, body):
+            return
         data = ctx.acct if isinstance(ctx.acct, dict) else {}
         if routing_key not in self._queues and len(self._queues) >= int(data.get("keys", KEYS)):
             oldest = next(iter(self._queues))
@@ -47,6 +43,16 @@ class InternalQueues:
         if len(queue) > int(data.get("size", SIZE)):
             queue.popleft()
             self.dropped += 1
+
+    def _handed(self, routing_key: str, body: Any) -> bool:
+        """Give it to one who waits, if there is one."""
+        readers = self._readers.get(routing_key)
+        while readers:
+            reader = readers.popleft()
+            if not reader.done():
+                reader.set_result(body)
+                return True
+        return False
 
     async def get(self, routing_key: str) -> Any:
         """The next body under a routing key. Waits for one. Cancelling loses none.
@@ -65,7 +71,9 @@ class InternalQueues:
             return await reader
         except asyncio.CancelledError:
             if reader.done() and not reader.cancelled() and reader.exception() is None:
-                self._queues.setdefault(routing_key, deque()).appendleft(reader.result())
+                body = reader.result()
+                if not self._handed(routing_key, body):
+                    self._queues.setdefault(routing_key, deque()).appendleft(body)
             raise
         finally:
             waiting = self._readers.get(routing_key)

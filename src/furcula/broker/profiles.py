@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote, unquote
 
 import msgspec
 
@@ -16,7 +18,11 @@ __all__ = ["Profile", "Profiles", "Redactor"]
 #: Names matched and remembered; whoever puts under ever new names only makes matching slower.
 REMEMBERED = 10_000
 #: Values under keys like these are never shown, wherever they came from.
-_SECRET = re.compile(r"pass(word|wd|phrase)?$|secret|token|credential|api_?key|private_?key|^key$|auth", re.IGNORECASE)
+_SECRET = re.compile(
+    r"pass(word|wd|phrase|code)?$|pwd|secret|token|credential|(api|private|access|account|signing|shared)_?key|^key$|auth"
+    r"|bearer|webhook|dsn",
+    re.IGNORECASE,
+)
 #: Shorter texts are too common to be struck out of a message.
 _SHORTEST = 4
 
@@ -120,13 +126,21 @@ class Redactor:
         found = {text for text in secrets if len(text) >= _SHORTEST}
         for profile in profiles:
             found.update(_secrets(profile.data, False))
-        self._texts = sorted(found, key=len, reverse=True)
+        # As they stand, as Python and JSON write them, and as they stand in a URL.
+        written = {
+            form for text in found for form in (text, repr(text)[1:-1], json.dumps(text)[1:-1], quote(text, safe=""))
+        }
+        self._texts = sorted(written, key=len, reverse=True)
 
     def __call__(self, text: str) -> str:
         for secret in self._texts:
             if secret in text:
                 text = text.replace(secret, "********")
         return text
+
+
+def _forms(text: str) -> tuple[str, ...]:
+    return text, repr(text)[1:-1], json.dumps(text)[1:-1], quote(text, safe="")
 
 
 def _secrets(data: Any, secret: bool) -> Iterator[str]:
@@ -144,3 +158,6 @@ def _secrets(data: Any, secret: bool) -> Iterator[str]:
         match = re.match(r"[a-z][a-z0-9+.-]*://[^/@\s]*?:([^/@\s]+)@", plain, re.IGNORECASE)
         if match and len(match[1]) >= _SHORTEST:
             yield match[1]
+            yield unquote(match[1])
+    elif secret and isinstance(data, int | float) and len(str(data)) >= _SHORTEST:
+        yield str(data)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -16,9 +17,11 @@ from typing import Any
 
 from furcula.broker import Broker, BrokerStatistics, InternalQueues, profiles_of_file
 from furcula.broker.serializers import serializer
-from furcula.errors import QueueFull, Stopped
+from furcula.errors import FurculaError, QueueFull, Stopped
 
 __all__ = ["Hub", "attach"]
+
+_log = logging.getLogger("furcula.broker")
 
 #: Events that may wait for `init.start`.
 WAITING = 10_000
@@ -118,14 +121,21 @@ class _Bus:
         if self._starting or self._stopped:
             raise RuntimeError("the event bus is started once")
         self._starting = True
-        profiles = contexts if isinstance(contexts, Mapping) else profiles_of_file(contexts)
-        plugins = {"internal": self.internal, **self._plugins}
-        broker = Broker(profiles, ingress=plugins, serializer=_as_it_is, **self._settings)
-        await broker.start()
+        try:
+            profiles = contexts if isinstance(contexts, Mapping) else profiles_of_file(contexts)
+            plugins = {"internal": self.internal, **self._plugins}
+            broker = Broker(profiles, ingress=plugins, serializer=_as_it_is, **self._settings)
+            await broker.start()
+        except BaseException:
+            self._starting = False  # with other profiles it may be tried again; what was put still waits
+            raise
         with self._lock:
             waiting, self._waiting = self._waiting, deque()
             for routing_key, raw, profile in waiting:
-                broker.put_nowait(routing_key, raw, profile)
+                try:
+                    broker.put_nowait(routing_key, raw, profile)
+                except FurculaError as error:
+                    _log.error("an event that was put before the start is refused: %s", error)
             self._broker = broker
         self._begun().set()
 
@@ -145,6 +155,8 @@ class _Bus:
         with self._lock:
             self._stopped = True
         self._begun().set()
+        if self._broker is None and self._waiting:
+            _log.error("the event bus stops before it was started; %d event(s) are lost", len(self._waiting))
         statistics = None if self._broker is None else await self._broker.stop(drain, timeout)
         self.internal.shut()
         return statistics
