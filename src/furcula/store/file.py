@@ -283,6 +283,7 @@ class StoreFile:
         with_owner = (self._owner, self._ownership.name)
         self.transaction(lambda: self._db.execute("INSERT OR REPLACE INTO owner VALUES (?, ?)", with_owner))
         self.transaction(self.take_over)
+        self._remove_dead()
 
     def close(self) -> None:
         """Let go of what was taken and not spoken of, and close. May be repeated."""
