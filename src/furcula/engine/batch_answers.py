@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Awaitable, Sequence
 from typing import Any
+
+import msgspec
 
 from furcula.engine.caught import CAUGHT
 from furcula.engine.outcome import Failed, Many, Outcomes
@@ -14,23 +17,57 @@ from furcula.event import Event, Routed
 from furcula.module import BatchFailed
 from furcula.receipt import Slot
 
-__all__ = ["batch_outcome", "join_events"]
+__all__ = ["Tried", "batch_outcome", "join_events", "tries_outcome"]
+
+
+class Tried(msgspec.Struct):
+    """A try at a batch, or what of it is not tried again.
+
+    Attributes:
+        answer: As the batch function gave it, or the exception it raised.
+        originals: Data and headers that each member came with.
+        attempts: Which try it was.
+    """
+
+    batch: Batch
+    answer: Any
+    originals: Any
+    attempts: int
 
 
 def batch_outcome(
     outcomes: Outcomes, batch: Batch, answer: Any, originals: Any = None, attempts: int = 1
 ) -> Awaitable[None] | None:
-    """Settle what a batch function answered: events, None, or the exception it raised.
+    """Settle what a batch function answered: events, None, or the exception it raised."""
+    return outcomes.sort_out(*_results(outcomes, Tried(batch, answer, originals, attempts)))
+
+
+def tries_outcome(outcomes: Outcomes, batch: Batch, tries: Sequence[Tried]) -> Awaitable[None] | None:
+    """Settle what a batch function answered in several tries, each at some members: in the order of the batch.
+
+    Within a try the order is that of its answer. Events that stand for several members come last.
+    """
+    if len(tries) == 1:
+        return outcomes.sort_out(*_results(outcomes, tries[0]))
+    places = {id(event): place for place, event in enumerate(batch)}
+    parts = [zip(*_results(outcomes, tried), strict=True) for tried in tries]
+    pairs = list(heapq.merge(*parts, key=lambda pair: places.get(id(pair[0]), len(places))))
+    return outcomes.sort_out([event for event, _ in pairs], [result for _, result in pairs])
+
+
+def _results(outcomes: Outcomes, tried: Tried) -> tuple[Batch, list[Any]]:
+    """The events to settle, and for each what to do with it, in the order of the answer.
 
     An output that is one of the inputs carries its own share. New outputs, as many as there are inputs, stand for them
     one to one; otherwise they carry together the shares of all the inputs that were not returned.
     """
+    batch, answer, originals, attempts = tried.batch, tried.answer, tried.originals, tried.attempts
     results: list[Any] = [None] * len(batch)
     if isinstance(answer, BatchFailed):
         odd = [index for index in answer.errors if type(index) is not int or not 0 <= index < len(batch)]
         if odd:
             wrong = ModuleError(f"{outcomes.name} failed member {odd[0]!r} of a batch of {len(batch)}")
-            return batch_outcome(outcomes, batch, wrong, originals, attempts)
+            return _results(outcomes, Tried(batch, wrong, originals, attempts))
         for index, reason in answer.errors.items():
             results[index] = Failed(reason, attempts)
         answer = (
@@ -47,12 +84,12 @@ def batch_outcome(
                 event.data, event.headers = original
                 result.touched = False
     if outcomes.is_sink:
-        return outcomes.sort_out(batch, results)
+        return batch, results
     if answer is None:
         answer = []
     if not isinstance(answer, list | tuple) or not all(isinstance(item, Event) for item in answer):
         error = ModuleError(f"{outcomes.name} takes a batch and must answer with a list of Events")
-        return outcomes.sort_out(batch, [result or Failed(error) for result in results])
+        return batch, [result or Failed(error) for result in results]
     places = {id(event): index for index, event in enumerate(batch)}
     fresh: Batch = []
     for item in answer:
@@ -69,20 +106,20 @@ def batch_outcome(
             hosts = [index for index, result in enumerate(results) if result is not None and type(result) is not Failed]
             host = hosts[-1] if hosts else 0
             results[host] = _with_extra(batch[host], results[host], fresh)
-        return _in_order(outcomes, batch, results, answer)
+        return _in_order(batch, results, answer)
     if len(fresh) == len(missing):
         for index, item in zip(missing, fresh, strict=True):
             results[index] = item
-        return _in_order(outcomes, batch, results, answer)
+        return _in_order(batch, results, answer)
     if len(missing) == 1:
         results[missing[0]] = Many(list(fresh))
-        return _in_order(outcomes, batch, results, answer)
+        return _in_order(batch, results, answer)
     try:
         pack = join_events([batch[index] for index in missing], fresh[0])
     except CAUGHT as error:  # what it answered is under way already, and cannot be copied
         for index in missing:
             results[index] = Failed(error, attempts)
-        return outcomes.sort_out(batch, results)
+        return batch, results
     outcomes.counters.joined += len(missing) - 1
     kept = [index for index in range(len(batch)) if index not in set(missing)]
     events = [*(batch[index] for index in kept), pack]
@@ -90,7 +127,7 @@ def batch_outcome(
     if len(fresh) == 1:
         item = fresh[0]
         answers[-1] = pack.to(item.outbox) if type(item) is Routed else pack
-    return _in_order(outcomes, events, answers, answer)
+    return _in_order(events, answers, answer)
 
 
 def _with_extra(event: Event[Any], result: Any, extra: Batch) -> Any:
@@ -104,8 +141,8 @@ def _with_extra(event: Event[Any], result: Any, extra: Batch) -> Any:
     return Many([first, *extra])
 
 
-def _in_order(outcomes: Outcomes, batch: Batch, results: list[Any], answer: Sequence[Any]) -> Awaitable[None] | None:
-    """Sort out in the order that the batch function gave its answers."""
+def _in_order(batch: Batch, results: list[Any], answer: Sequence[Any]) -> tuple[Batch, list[Any]]:
+    """In the order that the batch function gave its answers."""
     rank = {id(item): position for position, item in enumerate(answer)}
 
     def place(index: int) -> int:
@@ -119,7 +156,7 @@ def _in_order(outcomes: Outcomes, batch: Batch, results: list[Any], answer: Sequ
     if order != list(range(len(batch))):
         batch = [batch[index] for index in order]
         results = [results[index] for index in order]
-    return outcomes.sort_out(batch, results)
+    return batch, results
 
 
 def join_events(members: Batch, result: Event[Any]) -> Event[Any]:
