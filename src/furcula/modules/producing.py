@@ -75,7 +75,10 @@ class Producing(Module, Generic[C]):
     async def process_batch(self, events: list[Event[Any]]) -> list[Event[Any]]:
         batch, errors = self._destination.prepared(events)
         if batch:
-            errors.update(await self._sent(batch))
+            try:
+                errors.update(await self._sent(batch))
+            except Unavailable as error:
+                errors.update(dict.fromkeys((sent.index for sent in batch), error))
         return report(events, errors)
 
     async def _sent(self, batch: list[Outgoing]) -> dict[int, BaseException]:

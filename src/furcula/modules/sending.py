@@ -95,8 +95,10 @@ class Destination:
         for index, event in enumerate(events):
             try:
                 ready.append(Outgoing(index, self.of(event), self._encode(event.data), _texts(event), event))
-            except (Refused, ValueError) as error:
+            except Refused as error:
                 errors[index] = error
+            except ValueError as error:
+                errors[index] = Refused(str(error))  # it cannot be written, however often that is tried
         return ready, errors
 
 
@@ -116,13 +118,9 @@ def report(events: list[Event[Any]], errors: dict[int, BaseException]) -> list[E
     """What `process_batch` answers.
 
     Raises:
-        Unavailable: One of the errors is worth another try. It is the whole batch's, because an option `retry` takes a
-            batch as a whole; what had been sent already may be sent twice.
-        BatchFailed: All errors are final ones, of single events.
+        BatchFailed: Some have an error, each its own. With an option `retry`, those whose error is worth another try
+            are handed over once more, and no others.
     """
-    for error in errors.values():
-        if isinstance(error, Unavailable):
-            raise error
     if errors:
         raise BatchFailed(errors)
     return events

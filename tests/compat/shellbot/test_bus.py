@@ -15,6 +15,7 @@ from tests.compat.shellbot.context import Settings
 
 from furcula.compat.shellbot import Bus, Publisher, Subscriber
 from furcula.compat.shellbot.bus import DEFAULT_ADDRESS
+from furcula.errors import Stopped
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -97,6 +98,57 @@ def test_all_that_was_put_is_sent_when_the_switch_is_off(context: Settings, meth
         assert publisher.exitcode == 0
         context.set("general.switch", "on")
         assert some(subscriber, 2000) == list(range(2000))
+
+
+@pytest.mark.parametrize("end", ["close", "pill", "kill"])
+def test_what_is_put_when_the_publisher_has_ended_raises(context: Settings, end: str) -> None:
+    bus = Bus(context)
+    with bus.subscribe("c") as subscriber:
+        publisher = bus.publish()
+        publisher.start()
+        publisher.put("c", 1)
+        assert some(subscriber, 1) == [1]
+        if end == "close":
+            publisher.close()
+        elif end == "pill":
+            publisher.fan.put(None)
+            publisher.join(30)
+        else:
+            publisher.kill()
+            publisher.join(30)
+        with pytest.raises(Stopped, match="has ended; make another one"):
+            publisher.put("c", 2)
+        publisher.close()
+        publisher.fan.cancel_join_thread()
+
+
+def test_an_item_that_is_none_is_passed_over(context: Settings) -> None:
+    bus = Bus(context)
+    with bus.subscribe("c") as subscriber:
+        publisher = bus.publish()
+        publisher.start()
+        for nonsense in ("not json", "[1]", 7, '[5, "a channel has a name"]', '["", 1]', object):
+            publisher.fan.put(nonsense)
+        publisher.put("c", 1)
+        assert some(subscriber, 1) == [1]
+        publisher.close()
+        assert publisher.exitcode == 0
+
+
+def test_one_that_was_never_started_sends_what_was_put_when_it_is_closed(context: Settings) -> None:
+    bus = Bus(context)
+    with bus.subscribe("c") as subscriber:
+        publisher = bus.publish()
+        for number in range(3):
+            publisher.put("c", number)
+        publisher.close()
+        assert some(subscriber, 3) == [0, 1, 2]
+        publisher.close()
+    unused = bus.publish()
+    unused.close()
+    assert unused.pid is None
+    with pytest.raises(Stopped):
+        unused.put("c", 1)
 
 
 def test_many_publishers_share_one_address(context: Settings, method: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.services import Mosquitto, Nats, Postgres, Rabbit, Redis, Server, run
 
 from furcula.engine.director import Director
 from furcula.event import Event, Failure
+from furcula.module import BatchFailed
 from furcula.options import Options, Retry, Secret
 from furcula.run import Flow
 from furcula.testing import assert_settled
@@ -64,6 +66,16 @@ def postgres() -> Iterator[Postgres]:
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="furcula-") as name:
         yield Path(name)
+
+
+@contextmanager
+def fails(kind: type[BaseException], match: str = "") -> Iterator[None]:
+    """Each event of a batch that fails, fails so."""
+    with pytest.raises(BatchFailed) as caught:
+        yield
+    for error in caught.value.errors.values():
+        assert isinstance(error, kind)
+        assert re.search(match, str(error))
 
 
 @asynccontextmanager

@@ -20,7 +20,19 @@ from furcula.modules.amqp.publish import Publish
 from furcula.modules.sending import Refused, Unavailable
 from furcula.options import Duration
 
-from .conftest import FINAL, RETRYABLE, WHO, first_refusal, numbers, settle, started, survives, until, until_ready
+from .conftest import (
+    FINAL,
+    RETRYABLE,
+    WHO,
+    fails,
+    first_refusal,
+    numbers,
+    settle,
+    started,
+    survives,
+    until,
+    until_ready,
+)
 
 _number = itertools.count()
 SOON = Duration(0.05)
@@ -198,7 +210,7 @@ async def test_a_wrong_password_is_told_and_not_shown(bench: Any, names: Names, 
 async def test_a_broker_that_is_away_fails_a_batch_so_that_it_may_be_tried_again(bench: Any) -> None:
     url = f"amqp://127.0.0.1:{free_port()}"
     async with started(Publish(url=url, routing_key="x", timeout=SOON), bench, ready=False) as sink:
-        with pytest.raises(Unavailable, match=f"not connected to {url}"):
+        with fails(Unavailable, match=f"not connected to {url}"):
             await sink.process_batch(numbers(1))
 
 

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from tests.services import free_port
 from furcula.engine.director import Director
 from furcula.event import Event
 from furcula.module import BatchFailed
-from furcula.modules.kafka.consume import Consume, Progress
+from furcula.modules.kafka.consume import Consume, Progress, _Member
 from furcula.modules.kafka.produce import Produce
 from furcula.modules.sending import Refused, Unavailable
 from furcula.options import Duration
 from furcula.run import Flow
 from furcula.testing import assert_settled
 
-from .conftest import FINAL, PATIENT, RETRYABLE, first_refusal, numbers, settle, started, until
+from .conftest import FINAL, PATIENT, RETRYABLE, fails, first_refusal, numbers, settle, started, until
 
 _number = itertools.count()
 SOON = Duration(0.05)
@@ -139,6 +139,65 @@ async def test_on_refused_hold_keeps_the_position_before_what_failed(bench: Any,
     assert await asyncio.to_thread(names.committed) == {0: 1}
 
 
+async def test_on_refused_hold_reads_the_partition_no_further(bench: Any, names: Names) -> None:
+    source = Consume(on_refused="hold", prefetch=5, **names.source)
+    async with started(Produce(**names.sink), bench) as sink, started(source, bench):
+        await sink.process_batch([Event(number, key="same") for number in range(200)])
+        await bench.until(1)
+        line: Any = source._line
+        settle(bench, "failed", failure=FINAL)
+        await until(lambda: line.client.held)
+        (progress,) = line.client.partitions.values()
+        came = len(bench.admitted["outbox"])
+        settle(bench, count=len(bench.slots))
+        for _ in range(3):  # reads that find nothing
+            polled = line.client.polled_at
+            await until(lambda polled=polled: line.client.polled_at > polled)
+        assert len(bench.admitted["outbox"]) == came
+        assert came < 200
+        assert len(progress._open) <= came
+        settle(bench, count=len(bench.slots))
+
+
+class Revoking:
+    """A consumer whose partition goes within a read, and may come back within it."""
+
+    def __init__(self, revoke: Callable[[list[TopicPartition]], None], back: bool):
+        self.revoke = revoke
+        self.sought: list[int] = []
+        self._back = back
+
+    def consume(self, count: int, timeout_s: float) -> list[Any]:
+        self.revoke([TopicPartition("t", 0)])
+        return [Record("t", 0, 5), Record("t", 1, 7), Record("t", 0, 6)]
+
+    def assignment(self) -> list[TopicPartition]:
+        return [TopicPartition("t", number) for number in ((0, 1) if self._back else (1,))]
+
+    def seek(self, place: TopicPartition) -> None:
+        self.sought.append(place.offset)
+
+
+class Record:
+    def __init__(self, topic: str, partition: int, offset: int):
+        self.topic, self.partition, self.offset = (lambda: topic), (lambda: partition), (lambda: offset)
+
+    def error(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize("back", [True, False])
+async def test_records_of_a_partition_that_is_revoked_while_they_are_read_are_anothers(bench: Any, back: bool) -> None:
+    source = Consume(url="kafka://nowhere", topics=["t"], group="g")
+    loop = asyncio.get_running_loop()
+    consumer: Any = Revoking(lambda partitions: source._gone(member, partitions, loop), back)
+    member = _Member(consumer, None)  # type: ignore[arg-type]
+    read = source._read(member, 10)
+    assert [(record.partition(), record.offset()) for record, _ in read] == [(1, 7)]
+    assert list(member.partitions) == [("t", 1)]
+    assert consumer.sought == ([5] if back else [])
+
+
 async def test_a_record_without_a_value_is_none_and_an_unreadable_one_is_invalid(bench: Any, names: Names) -> None:
     raw = Producer({"bootstrap.servers": names.url.removeprefix("kafka://")})
     raw.produce(names.topic, None, b"\xff")
@@ -182,7 +241,7 @@ async def test_brokers_that_are_away_are_told_and_fail_a_batch_so_that_it_may_be
         started(sink, bench, ready=False),
         started(Consume(url=url, topics=["x"], group="g", timeout=Duration(1)), bench, ready=False) as source,
     ):
-        with pytest.raises(Unavailable, match=f"not connected to {url}"):
+        with fails(Unavailable, match=f"not connected to {url}"):
             await sink.process_batch(numbers(1))
         await until(lambda: "refused" in (source.unready() or "").lower())
         await until(lambda: len(warnings()) >= 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,7 +25,19 @@ from furcula.modules.nats.jetstream import Publish as Append
 from furcula.modules.sending import Refused, Unavailable
 from furcula.options import Duration, Secret
 
-from .conftest import FINAL, RETRYABLE, WHO, first_refusal, numbers, settle, started, survives, until, until_ready
+from .conftest import (
+    FINAL,
+    RETRYABLE,
+    WHO,
+    fails,
+    first_refusal,
+    numbers,
+    settle,
+    started,
+    survives,
+    until,
+    until_ready,
+)
 
 _number = itertools.count()
 
@@ -163,9 +176,59 @@ async def test_a_server_that_stays_away_fails_a_batch_so_that_it_may_be_tried_ag
     with running(Nats, started=False) as server:
         sink = Publish(url=server.url, subject="x", timeout=Duration(0.3), **WHO)
         async with started(sink, bench, ready=False):
-            with pytest.raises(Unavailable, match=r"not connected to nats://127\.0\.0\.1:\d+ for 0 s") as caught:
+            with fails(Unavailable, match=r"not connected to nats://127\.0\.0\.1:\d+ for 0 s"):
                 await sink.process_batch(numbers(2))
-            assert caught.value.retryable
+            assert Unavailable.retryable
+
+
+async def test_a_batch_that_was_given_up_does_not_make_the_next_ones_pass_for_delivered(bench: Any) -> None:
+    with running(Nats) as server:
+        sink = Publish(url=server.url, subject="x", timeout=Duration(1), **WHO)
+        async with started(sink, bench):
+            await sink.process_batch(numbers(1))
+            for turns in range(8):  # wherever it is just then
+                given_up = asyncio.ensure_future(sink.process_batch(numbers(1)))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                given_up.cancel()
+                await asyncio.wait([given_up])
+            await sink.process_batch(numbers(1))
+            server.freeze()
+            with fails(Unavailable, "no answer within 1 s"):
+                await sink.process_batch(numbers(2))
+            server.thaw()
+
+
+@pytest.mark.parametrize("ended", ["_reading_task", "_flusher_task"])
+async def test_a_connection_whose_library_reads_or_writes_no_more_is_a_lost_one(
+    bench: Any, nats_server: Nats, ended: str
+) -> None:
+    sink = Publish(url=nats_server.url, subject="x", **WHO)
+    async with started(sink, bench):
+        line: Any = sink._line
+        first = line.client
+        getattr(first.client, ended).cancel()
+        await until(lambda: line.connected == 2 and line.client is not None)
+        assert line.client is not first
+        await sink.process_batch(numbers(1))
+
+
+async def test_an_event_is_too_large_with_its_headers_too_and_costs_no_connection(
+    bench: Any, nats_server: Nats, stream: Stream
+) -> None:
+    async with plain(nats_server) as client:
+        await client.jetstream().add_stream(name=stream.name, subjects=[f"{stream.name}.>"])
+    for kind in (Publish, Append):
+        sink: Any = kind(codec="text", **stream.sink)
+        async with started(sink, bench):
+            line: Any = sink._line
+            most = (line.client.client if kind is Publish else line.client.wire.client).max_payload
+            with fails(Refused, f"takes {most} bytes at most"):
+                await sink.process_batch([Event("a" * (most - 10)), Event("a", {"long": "ä" * (most // 2)})])
+            await sink.process_batch([Event("b")])
+            assert line.connected == 1
+            if kind is Append:
+                assert line.client.js.publish_async_pending() == 0
 
 
 @pytest.mark.parametrize("kind", [Subscribe, Publish])
@@ -321,6 +384,29 @@ async def test_events_that_wait_longer_than_ack_wait_are_not_given_to_another(be
         await bench.until(1)
         await asyncio.sleep(1.5)  # that something does not happen can only be watched for
         assert len(bench.datas()) == 1
+        settle(bench)
+
+
+@pytest.mark.parametrize("fate", ["delivered", "failed", "abandoned"])
+async def test_a_message_that_is_sent_again_because_the_loop_was_held_is_handled_once(
+    bench: Any, stream: Stream, fate: str
+) -> None:
+    source = Consume(ack_wait=Duration(0.2), again_after=Duration(0.1), **stream.source)
+    async with started(source, bench), started(Append(**stream.sink), bench) as sink:
+        await sink.process_batch(numbers(1))
+        await bench.until(1)
+        time.sleep(1)  # noqa: ASYNC251 -- a module that blocks
+        if fate == "delivered":
+            settle(bench)
+            await sink.process_batch(numbers(1, begin=1))
+            assert await bench.until(2) == [{"n": 0}, {"n": 1}]
+        else:
+            settle(bench, "failed", failure=RETRYABLE, reason="" if fate == "failed" else fate)
+            await bench.until(2)
+            settle(bench)
+            await sink.process_batch(numbers(1, begin=1))
+            assert await bench.until(3) == [{"n": 0}, {"n": 0}, {"n": 1}]
+            assert bench.admitted["outbox"][1].headers["deliveries"] == (2 if fate == "failed" else 1)
         settle(bench)
 
 

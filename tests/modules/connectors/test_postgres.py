@@ -17,7 +17,7 @@ from furcula.modules.postgres.notify import Notify
 from furcula.modules.sending import Refused, Unavailable
 from furcula.options import Duration
 
-from .conftest import WHO, numbers, settle, started, survives, until, until_ready
+from .conftest import WHO, fails, numbers, settle, started, survives, until, until_ready
 
 _number = itertools.count()
 
@@ -121,7 +121,7 @@ async def test_a_server_that_says_nothing_fails_the_batch_in_time(bench: Any) ->
         silent.listen()
         url = f"postgres://127.0.0.1:{silent.getsockname()[1]}/x"
         async with started(Notify(url=url, channel="x", timeout=Duration(0.3), **WHO), bench, ready=False) as sink:
-            with pytest.raises(Unavailable, match="not connected to"):
+            with fails(Unavailable, match="not connected to"):
                 await sink.process_batch(numbers(1))
 
 

@@ -20,7 +20,19 @@ from furcula.modules.redis.streams import Append, Consume
 from furcula.modules.sending import Refused, Unavailable
 from furcula.options import Duration
 
-from .conftest import FINAL, PASSWORD, RETRYABLE, first_refusal, numbers, settle, started, survives, until, until_ready
+from .conftest import (
+    FINAL,
+    PASSWORD,
+    RETRYABLE,
+    fails,
+    first_refusal,
+    numbers,
+    settle,
+    started,
+    survives,
+    until,
+    until_ready,
+)
 
 _number = itertools.count()
 SOON = Duration(0.05)
@@ -268,7 +280,7 @@ async def test_a_server_that_says_nothing_fails_the_batch_in_time(bench: Any) ->
         names = Names(server)
         async with started(Append(timeout=Duration(0.3), **names.append), bench) as sink:
             server.freeze()
-            with pytest.raises(Unavailable):
+            with fails(Unavailable):
                 await sink.process_batch(numbers(2))
             server.thaw()
 

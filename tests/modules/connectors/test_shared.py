@@ -263,11 +263,10 @@ def test_an_event_that_names_no_place_or_cannot_be_written_fails_alone() -> None
     assert "cannot hold a value of type object" in str(errors[2])
 
 
-def test_an_error_that_is_worth_another_try_is_the_whole_batchs_and_final_ones_are_their_events() -> None:
-    events = [Event(1), Event(2)]
+def test_each_event_fails_with_its_own_error_whether_or_not_it_is_worth_another_try() -> None:
+    events = [Event(1), Event(2), Event(3)]
     assert report(events, {}) is events
+    errors: dict[int, BaseException] = {0: Refused("no"), 2: Unavailable("later")}
     with pytest.raises(BatchFailed) as caught:
-        report(events, {1: Refused("no")})
-    assert list(caught.value.errors) == [1]
-    with pytest.raises(Unavailable):
-        report(events, {0: Refused("no"), 1: Unavailable("later")})
+        report(events, errors)
+    assert caught.value.errors == errors

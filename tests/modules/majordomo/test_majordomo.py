@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -150,6 +151,114 @@ async def test_a_worker_that_is_stopped_answers_what_it_is_at() -> None:
             await asked
         await until(lambda: not instance(router, "route").figures().get("double", {}).get("workers"))
     assert got == [0]
+
+
+async def test_a_worker_is_at_one_request_until_all_of_it_is_settled_and_a_stop_answers_what_it_is_at() -> None:
+    got: list[Any] = []
+    under_way: list[int] = []
+    logged, second, gate = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work(event: Event[Any]) -> Event[Any]:
+        under_way.append(event.data)
+        if len(under_way) == 2:
+            second.set()
+            await gate.wait()
+        return double(event)
+
+    async def log(event: Event[Any]) -> None:
+        assert len(under_way) == 1 or second.is_set()
+        await logged.wait()
+
+    async with Director(routing()) as router:
+        address = instance(router, "route").address
+        flow = Flow("serve")
+        serve = flow.use("majordomo.serve", "serve", address=address, service="double", interval=BEAT)
+        serve >> flow.module(work, "work") >> (serve, flow.module(log, "log"))
+        worker = Director(flow)
+        await worker.start()
+        asked = asyncio.ensure_future(asking(address, 2, got).run_async())
+        figures = instance(router, "route").figures
+        await until(lambda: figures().get("double", {}).get("waiting") == 1)
+        await until(lambda: worker.statistics().modules["log"].received == 1)
+        assert (len(under_way), got) == (1, [])
+        logged.set()
+        await second.wait()  # the first is settled, the second under way
+        stopping = asyncio.ensure_future(worker.stop())
+        gate.set()
+        assert_settled(await stopping)
+        async with asyncio.timeout(30):
+            await asked
+    assert sorted(got) == [0, 2]
+    assert sorted(under_way) == [0, 1]
+
+
+async def test_an_answer_waits_no_longer_than_its_time_for_the_rest_of_its_request() -> None:
+    got: list[Any] = []
+    gate = asyncio.Event()
+
+    async def log(event: Event[Any]) -> None:
+        await gate.wait()
+
+    async with Director(routing()) as router:
+        flow = Flow("serve")
+        serve = flow.use(
+            "majordomo.serve", "serve",
+            address=instance(router, "route").address, service="double", interval=BEAT, timeout="50ms",
+        )  # fmt: skip
+        serve >> flow.module(double, "work") >> (serve, flow.module(log, "log"))
+        async with Director(flow):
+            async with asyncio.timeout(30):
+                await asking(instance(router, "route").address, 3, got).run_async()
+            gate.set()
+    assert got == [0, 2, 4]
+
+
+async def test_a_flow_of_router_worker_and_client_answers_what_is_under_way_when_it_stops() -> None:
+    at_it, gate = asyncio.Event(), asyncio.Event()
+    got: list[Any] = []
+
+    async def slow(event: Event[Any]) -> Event[Any]:
+        at_it.set()
+        await gate.wait()
+        return double(event)
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    flow = Flow("all")
+    flow.use("majordomo.route", "route", address=address, interval=BEAT)
+    serve = flow.use("majordomo.serve", "serve", address=address, service="double", interval=BEAT)
+    serve >> flow.module(slow, "work") >> serve
+    inlet = flow.use("inlet", "inlet")
+    ask = flow.use("majordomo.request", "ask", address=address, service="double", timeout="20s")
+    inlet >> ask >> flow.module(lambda event: got.append(event.data), "keep")
+    director = Director(flow)
+    await director.start()
+    await director.put("inlet", 21)
+    await at_it.wait()
+    stopping = asyncio.ensure_future(director.stop())
+    await until(lambda: instance(director, "route")._ceased)
+    gate.set()
+    assert_settled(await stopping)
+    assert got == [42]
+
+
+async def test_a_router_that_stops_refuses_what_waits_and_what_is_in_hand(peers: Peers) -> None:
+    router = Director(routing())
+    await router.start()
+    route = instance(router, "route")
+    worker, client = peers.socket(zmq.DEALER), peers.socket(zmq.DEALER)
+    worker.connect(route.address)
+    client.connect(route.address)
+    await worker.send_multipart([b"", b"MDPW01", b"\x01", b"double"])
+    await until(lambda: route.figures().get("double", {}).get("idle"))
+    for number in (b"1", b"2"):
+        await client.send_multipart([b"", b"MDPC01", b"double", number])
+    await until(lambda: route.figures()["double"]["waiting"] == 1)
+    await router.stop()
+    async with asyncio.timeout(30):
+        for _ in range(2):
+            assert b'"status":503' in (await client.recv_multipart())[3]
 
 
 async def test_a_service_nobody_serves_is_refused_when_its_time_is_over() -> None:

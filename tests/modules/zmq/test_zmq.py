@@ -101,6 +101,32 @@ async def test_a_flow_that_has_no_room_makes_who_pushes_wait(peers: Peers) -> No
         assert got == list(range(20_000))
 
 
+@pytest.mark.parametrize("bind", [True, False])
+async def test_a_stop_handles_what_was_pushed_before_it(peers: Peers, bind: bool) -> None:
+    gate = asyncio.Event()
+    got: list[int] = []
+
+    async def slow(event: Event[int]) -> None:
+        await gate.wait()
+        got.append(event.data)
+
+    push = peers.socket(zmq.PUSH)
+    address = "tcp://127.0.0.1:0" if bind else f"tcp://127.0.0.1:{push.bind_to_random_port('tcp://127.0.0.1')}"
+    flow = Flow("pull")
+    flow.use("zmq.pull", "pull", address=address, bind=bind) >> flow.module(slow, "slow", queue=10)
+    director = Director(flow)
+    await director.start()
+    if bind:
+        push.connect(module(director, "pull").address)
+    for number in range(1500):
+        await soon(push.send(b"%d" % number))
+    stopping = asyncio.ensure_future(director.stop())
+    await until(lambda: module(director, "pull")._ceased)
+    gate.set()
+    assert_settled(await stopping)
+    assert got == list(range(1500))
+
+
 async def test_what_cannot_be_read_leaves_by_invalid(peers: Peers) -> None:
     bad: list[Any] = []
     good: list[Any] = []
@@ -314,3 +340,56 @@ def test_keys_that_do_not_belong_together_are_refused(curve: Any, says: str) -> 
     flow = Flow("f")
     with pytest.raises(ConfigurationError, match=says):
         flow.use("zmq.pull", "pull", address="tcp://127.0.0.1:1", curve=curve)
+
+
+def asking(address: str, got: list[Any], **settings: Any) -> Flow:
+    flow = Flow("ask")
+    (
+        flow.use("inlet", "inlet")
+        >> flow.use("zmq.request", "ask", address=address, timeout="10s", **settings)
+        >> (flow.module(lambda event: got.append(event.data), "keep"))
+    )
+    return flow
+
+
+@pytest.mark.parametrize("correlate", [True, False])
+async def test_a_peer_that_answers_twice_does_not_answer_the_next_request(peers: Peers, correlate: bool) -> None:
+    server = peers.socket(zmq.ROUTER)
+    address = f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}"
+    got: list[Any] = []
+
+    async def answer_twice() -> None:
+        before: list[bytes] = []
+        while True:
+            request = await server.recv_multipart()
+            assert len(request) == 3 + correlate
+            if before:
+                await server.send_multipart(before)
+            await server.send_multipart(request)
+            before = request
+
+    answering = asyncio.ensure_future(answer_twice())
+    async with Director(asking(address, got, correlate=correlate)) as director:
+        for number in range(5):
+            await soon(director.put("inlet", number, settled=True))
+    answering.cancel()
+    await asyncio.wait([answering])
+    assert got == [0, 1, 2, 3, 4]
+
+
+async def test_a_plain_replier_brings_back_what_tells_its_answers_apart(peers: Peers) -> None:
+    server = peers.socket(zmq.REP)
+    address = f"tcp://127.0.0.1:{server.bind_to_random_port('tcp://127.0.0.1')}"
+    got: list[Any] = []
+
+    async def echo() -> None:
+        while True:
+            await server.send(await server.recv())
+
+    answering = asyncio.ensure_future(echo())
+    async with Director(asking(address, got)) as director:
+        for number in range(3):
+            await soon(director.put("inlet", number, settled=True))
+    answering.cancel()
+    await asyncio.wait([answering])
+    assert got == [0, 1, 2]

@@ -8,7 +8,7 @@ from typing import Any
 from furcula.compat.compysition.actor import Actor, SourceActor
 from furcula.compat.compysition.event import Event
 from furcula.event import Event as Carried
-from furcula.module import Context, Source
+from furcula.module import BatchFailed, Context, Source
 from furcula.modules.zmq.pipes import Pull, Push
 
 __all__ = ["ZMQPull", "ZMQPush"]
@@ -32,7 +32,10 @@ class ZMQPush(Actor):
         super().opened(context)
 
     async def consume(self, event: Event, *args: Any, origin: str | None = None, **kwargs: Any) -> None:
-        await self._push.process_batch([Carried(event.data)])
+        try:
+            await self._push.process_batch([Carried(event.data)])
+        except BatchFailed as failed:
+            raise failed.errors[0] from None
         self.send_event(event)
 
     def closed(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import json
+import logging
 import multiprocessing
 import os
 import queue
@@ -17,11 +18,13 @@ from typing import Any, Protocol
 
 from furcula import bus
 from furcula.bus.bus import channel_names
-from furcula.errors import InputError, QueueFull
+from furcula.errors import InputError, QueueFull, Stopped
 
 __all__ = ["DEFAULT_ADDRESS", "Bus", "Context", "Publisher", "Subscriber"]
 
 DEFAULT_ADDRESS = "tcp://127.0.0.1:5555"
+_log = logging.getLogger("furcula.compat.shellbot")
+
 #: Messages that may wait for the publishing process.
 WAITING = 30_000
 
@@ -76,7 +79,7 @@ class Publisher(multiprocessing.Process):
     """Publishes from a process of its own.
 
     It ends, having sent all that was put, when `None` is put on `fan`, when `general.switch` is `off`, by `close`, and
-    when the process that started it has gone.
+    when the process that started it has gone. What is put on `fan` otherwise and is no item is logged, and passed over.
 
     Args:
         context: The settings, or the address itself.
@@ -93,6 +96,9 @@ class Publisher(multiprocessing.Process):
         self.address = _address(context)
         self.fan: Any = multiprocessing.Queue(WAITING)
         self.started_by = os.getpid()
+        # In memory that all processes share: has the end begun?
+        self._over: Any = multiprocessing.RawValue("b", 0)
+        self._running = False
         self._publisher: bus.Publisher | None = None
         self._watch: threading.Thread | None = None
 
@@ -122,8 +128,11 @@ class Publisher(multiprocessing.Process):
 
         Raises:
             TypeError, ValueError: JSON cannot say the message, or a channel is none.
+            Stopped: The publisher has ended; make another.
             QueueFull: Too many messages wait.
         """
+        if self._over.value or self._died():
+            raise Stopped(f"the publisher to {self.address} has ended; make another one")
         names = channel_names(channels)
         text = json.dumps(message, allow_nan=False)
         for channel in (names,) if isinstance(names, str) else names:
@@ -133,15 +142,33 @@ class Publisher(multiprocessing.Process):
             except queue.Full:
                 raise QueueFull(f"{WAITING} messages wait for the publisher to {self.address}") from None
 
+    def _died(self) -> bool:
+        """Only the process that started it is told."""
+        if self.pid is None or os.getpid() != self.started_by:
+            return False
+        return bool(connection.wait([self.sentinel], 0))
+
     def run(self) -> None:
         """Publish what is put, until the end. In the publisher's process, or in a thread of yours."""
-        while (items := self._next()) is not None:
-            for item in items:
-                self.process(item)
-        for item in self._rest():
+        self._running = True
+        try:
+            while (items := self._next()) is not None:
+                for item in items:
+                    self._try(item)
+            self._over.value = 1  # what is put from here on might come too late
+            for item in self._rest():
+                self._try(item)
+        finally:
+            self._over.value = 1
+            self._running = False
+            if self._publisher is not None:
+                self._publisher.close()
+
+    def _try(self, item: str) -> None:
+        try:
             self.process(item)
-        if self._publisher is not None:
-            self._publisher.close()
+        except (InputError, TypeError, ValueError) as error:  # one who puts nonsense does not end it for all others
+            _log.warning("not published: %s", error)
 
     def _next(self) -> list[str] | None:
         """What waits; nothing for a while; or None at the end."""
@@ -176,8 +203,26 @@ class Publisher(multiprocessing.Process):
             raise InputError(f"an item is a channel and a message in JSON: {error}") from None
         self._publisher.put(channel, message)
 
+    def _waits(self) -> bool:
+        try:
+            return bool(self.fan.qsize() > 0)
+        except NotImplementedError:  # macOS
+            return True
+
     def close(self, *, drain: bool = True, timeout: float | None = 30) -> None:
-        """Send what was put, unless `drain` is False, and end the process. May be repeated."""
+        """Send what was put, unless `drain` is False, and end the process. May be repeated.
+
+        One that was never started is started for what was put.
+        """
+        if self._running:  # in a thread of this process
+            self.fan.put(None)
+            return
+        if self.pid is None and not self._over.value:
+            if drain and self._waits():
+                self.start()
+            else:
+                self.fan.cancel_join_thread()
+        self._over.value = 1
         if self.pid is None or not self.is_alive():
             return
         if drain:

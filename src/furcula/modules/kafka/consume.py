@@ -76,6 +76,10 @@ class _Member:
         #: Partitions that are not read for now, and records that came nevertheless.
         self.paused: list[TopicPartition] = []
         self.early: list[Any] = []
+        #: Partitions that are read no further, because what failed in them is to stay; and those that have gone since
+        #: the last read began.
+        self.held: set[tuple[str, int]] = set()
+        self.gone: set[tuple[str, int]] = set()
         self.beat: asyncio.Task[None] | None = None
 
     def positions(self, only: list[TopicPartition] | None = None) -> list[TopicPartition]:
@@ -97,8 +101,9 @@ class Consume(Consuming[_Member]):
     a crash, or when a partition goes to another member, records from the first unsettled one on come again. A record
     whose event failed in a way that is worth another try is admitted again here after `again_after`, each time twice as
     late, `max_deliveries` times in all. What failed otherwise is logged, counted and passed (`on_refused: skip`), or
-    its partition's position stays there (`hold`) and all from there on come again when the flow has been restarted. The
-    order of a partition is that of its records, but for those that are tried again.
+    its partition's position stays there (`hold`): the partition is read no further, and all from there on come again
+    when the flow has been restarted or another member has the partition. The order of a partition is that of its
+    records, but for those that are tried again.
 
     The event's key is the record's, as text where it is that. Headers: those of the record, `topic`, `partition`,
     `offset`, `timestamp` (Unix time in seconds). A record without a value has None for data. What cannot be read leaves
@@ -246,18 +251,51 @@ class Consume(Consuming[_Member]):
         member.consumer.pause(member.paused)
         record = member.consumer.poll(0)
         if record is not None:
-            member.early.append(record)
+            member.early += self._ours(member, [record])
         member.polled_at = time.monotonic()
 
-    def _read(self, member: _Member, room: int) -> list[Any]:
-        """In the worker's thread."""
+    def _read(self, member: _Member, room: int) -> list[tuple[Any, Progress | None]]:
+        """In the worker's thread: records, each with the progress of its partition; what is an error has none."""
         member.polled_at = time.monotonic()
         if member.paused:
             paused, member.paused = member.paused, []
             ours = {(one.topic, one.partition) for one in member.consumer.assignment()}
+            ours -= member.held
             member.consumer.resume([one for one in paused if (one.topic, one.partition) in ours])
-        early, member.early = member.early, []
-        return early or member.consumer.consume(min(room, 1000), WAIT_S)
+        records, member.early = member.early, []
+        if not records:
+            member.gone.clear()
+            records = self._ours(member, member.consumer.consume(min(room, 1000), WAIT_S))
+        return [(record, self._begun(member, record)) for record in records]
+
+    def _ours(self, member: _Member, records: list[Any]) -> list[Any]:
+        """In the worker's thread: without the records of partitions that were revoked while they were read. Another has
+        those, and the position that they would make us commit is an old one."""
+        back: dict[tuple[str, int], int] = {}
+        found = []
+        for record in records:
+            name = record.topic(), record.partition()
+            if record.error() is None and name in member.gone:
+                back[name] = min(record.offset(), back.get(name, record.offset()))
+            else:
+                found.append(record)
+        for one in member.consumer.assignment() if back else ():
+            if (one.topic, one.partition) in back:  # it is ours again already: so read them once more
+                member.consumer.seek(TopicPartition(one.topic, one.partition, back[one.topic, one.partition]))
+        return found
+
+    def _begun(self, member: _Member, record: Any) -> Progress | None:
+        if record.error() is not None:
+            return None
+        progress = member.partitions.setdefault((record.topic(), record.partition()), Progress())
+        progress.taken(record.offset())
+        return progress
+
+    def _stay(self, member: _Member, names: set[tuple[str, int]]) -> None:
+        """In the worker's thread: read these partitions no further."""
+        names &= {(one.topic, one.partition) for one in member.consumer.assignment()}
+        member.held |= names
+        member.consumer.pause([TopicPartition(*name) for name in names])
 
     def _reach(self, member: _Member) -> None:
         """In the worker's thread: is there a broker? A little at a time, so that it can be given up."""
@@ -274,6 +312,9 @@ class Consume(Consuming[_Member]):
 
     def _gone(self, member: _Member, partitions: list[TopicPartition], loop: asyncio.AbstractEventLoop) -> None:
         gone = {(one.topic, one.partition) for one in partitions}
+        member.gone |= gone
+        member.held -= gone
+        member.early = [one for one in member.early if (one.topic(), one.partition()) not in gone]
         old = [progress for name in gone if (progress := member.partitions.pop(name, None)) is not None]
 
         def forget() -> None:
@@ -296,10 +337,10 @@ class Consume(Consuming[_Member]):
     async def _next(self, client: _Member, room: int) -> list[Message]:
         records = await client.worker.do(self._read, client, room)
         found = []
-        for record in records:
+        for record, progress in records:
             error = record.error()
-            if error is None:
-                found.append(self._message(client, record))
+            if progress is not None:
+                found.append(self._message(client, record, progress))
             elif error.code() != KafkaError._PARTITION_EOF:
                 if error.fatal():
                     raise KafkaException(error)
@@ -309,13 +350,9 @@ class Consume(Consuming[_Member]):
                     self._context.log.error("%s: %s", self._endpoint, error.str())
         return found
 
-    def _message(self, client: _Member, record: Any) -> Message:
+    def _message(self, client: _Member, record: Any, progress: Progress) -> Message:
         name = record.topic(), record.partition()
-        progress = client.partitions.get(name)
-        if progress is None:
-            progress = client.partitions[name] = Progress()
         offset = record.offset()
-        progress.taken(offset)
         headers = {key: _text(value) for key, value in record.headers() or ()}
         headers.update(topic=name[0], partition=name[1], offset=offset, timestamp=max(0, record.timestamp()[1]) / 1000)
         message = Message(record.value() or b"", headers, (client, progress, offset), key=_text(record.key()))
@@ -327,12 +364,17 @@ class Consume(Consuming[_Member]):
         return []
 
     async def _say(self, client: _Member, batch: list[Told]) -> None:
+        held: set[tuple[str, int]] = set()
         for told in batch:
             member, progress, offset = told.message.token
             if member is not client:
                 continue
             if told.verdict == "ack" or (told.verdict == "reject" and not self._hold):
                 progress.settled(offset)
+            elif told.verdict == "reject":
+                held.add((told.message.headers["topic"], told.message.headers["partition"]))
+        if held - client.held:
+            await client.worker.do(self._stay, client, held)
         moved = client.positions()
         if moved:
             # Beside the worker, which waits for records: the library allows that.

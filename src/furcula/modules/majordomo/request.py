@@ -50,7 +50,7 @@ class Request(Module):
         self._timeout = timeout
         self._curve = curve
         self._max_message = max_message
-        self._pool = Pool(self._wire)
+        self._pool = Pool(self._wire, correlate=False)  # MDP/0.1 has no place for a frame more
 
     def _wire(self, received: Callable[[list[list[bytes]]], None]) -> Wire:
         return Wire(

@@ -77,6 +77,9 @@ class Route(Source):
     `{"error": {"status": 503, …}}` in JSON. Clients may ask `mmi.service` for a name: 200 if somebody serves it, else
     404.
 
+    When the flow stops, what waits and what still comes is refused with 503 at once; what workers have in hand goes on
+    to its clients until all that the flow holds is done, and is refused then.
+
     Args:
         address: tcp://127.0.0.1:5555, ipc:///run/my.ipc or inproc://name.
         interval: Time between heartbeats; a worker that is silent for three of them has gone.
@@ -118,6 +121,7 @@ class Route(Source):
         self._services: dict[bytes, _Service] = {}
         self._workers: dict[bytes, _Worker] = {}
         self._task: asyncio.Task[None] | None = None
+        self._ceased = False
         #: Messages that were none, and requests that could not be served.
         self.malformed = 0
         self.refused = 0
@@ -168,6 +172,9 @@ class Route(Source):
             self._send([client, b"", CLIENT, name, code])
             return
         request = _Request(client, name, body, time.monotonic() + self._expire)
+        if self._ceased:
+            self._refuse(request)
+            return
         service = self._services.get(name)
         if service is None and len(self._services) < SERVICES:
             service = self._services[name] = _Service()
@@ -237,7 +244,7 @@ class Route(Source):
         request = worker.request
         if request is None:
             return
-        if request.deliveries < self._max_deliveries:
+        if request.deliveries < self._max_deliveries and not self._ceased:
             service.waiting.appendleft(request)
             self._dispatch(service)
         else:
@@ -266,13 +273,22 @@ class Route(Source):
                 if not service.workers and not service.waiting:
                     del self._services[name]
 
-    async def cease(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
-            for identity in list(self._workers):
-                self._send([identity, b"", WORKER, DISCONNECT])
-            self._wire.close()
+    def cease(self) -> None:
+        self._ceased = True
+        for service in self._services.values():
+            while service.waiting:
+                self._refuse(service.waiting.popleft())
+
+    async def stop(self) -> None:
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        for worker in self._workers.values():
+            if worker.request is not None:
+                self._refuse(worker.request)
+            self._send([worker.identity, b"", WORKER, DISCONNECT])
+        self._wire.close()
 
     def figures(self) -> dict[str, Any]:
         """By service: workers, those that are idle, and requests that wait."""

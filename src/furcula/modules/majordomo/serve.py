@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -37,8 +38,10 @@ _BACK_OFF = Retry(delay=Duration(0.1), max_delay=Duration(5))
 class Serve(Source):
     """Serve requests for a Majordomo service (MDP/0.1). What comes back to the inbox is the answer.
 
-    A request that fails is answered as by `zmq.reply`. When the router is heard of no more, the worker connects anew,
-    less and less often. A stop lets what is under way be answered first.
+    A request that fails is answered as by `zmq.reply`. The answer is sent when all that came of the request is settled,
+    since the router takes it for the word that the worker is ready for the next; but after `timeout` at the latest, and
+    then more than `workers` may be under way. When the router is heard of no more, the worker connects anew, less and
+    less often. A stop lets what is under way be answered first.
 
     Args:
         address: Of the router: tcp://127.0.0.1:5555.
@@ -118,7 +121,9 @@ class _Worker:
         self._serve = serve
         self._wire: Wire | None = None
         self._heard = 0.0
-        self._busy = False
+        #: Requests that are not answered.
+        self._owed = 0
+        self._left = False
         self._tries = 0
         self._task = asyncio.get_running_loop().create_task(self._keep(), name="furcula majordomo worker")
 
@@ -145,7 +150,6 @@ class _Worker:
             max_message=serve.max_message,
         )  # fmt: skip
         self._heard = time.monotonic()
-        self._busy = False
         if not serve.ceased:
             self._send(READY, serve.service)
 
@@ -177,36 +181,36 @@ class _Worker:
         def send(answer: bytes) -> None:
             if wire is self._wire:  # else the router has given the request to another
                 self._send(REPLY, client, b"", answer)
+            self._owed -= 1
+            if serve.ceased:
+                self.cease()
 
         if serve.ceased:
             # It was on its way when we said that we leave; the router gives it to another.
             return
-        self._busy = True
+        self._owed += 1
         try:
             if len(body) != 1:
                 raise InputError(f"a request has one frame, not {len(body)}")
             data = serve.codec.decode(body[0])
         except InputError as error:
             send(trouble(serve.codec, 400))
-            self._busy = False
             bad = invalid(BadFrame.of(str(error), body[-1]), {})
             with suppress(Stopped):
                 serve.context.admit([bad], "invalid")
             return
+        reply = _Reply(send, serve.timeout)
         try:
-            question = Question(send, serve.codec, serve.timeout, self._done)
             # One request is under way for each worker, so there is no more to hold back when the flow has no room.
-            serve.context.ask(Event(data), question)
+            serve.context.ask(Event(data), Question(reply.put, serve.codec, serve.timeout, reply.settled))
         except Stopped:
-            send(trouble(serve.codec, 503))
-
-    def _done(self) -> None:
-        self._busy = False
-        if self._serve.ceased:
-            self._send(DISCONNECT)
+            reply.put(trouble(serve.codec, 503))
+            reply.settled()
 
     def cease(self) -> None:
-        if not self._busy:
+        """Tell the router that this worker leaves: once, and not before every request is answered."""
+        if not self._owed and not self._left:
+            self._left = True
             self._send(DISCONNECT)
 
     async def stop(self) -> None:
@@ -214,3 +218,29 @@ class _Worker:
         await asyncio.wait([self._task])
         if self._wire is not None:
             self._wire.close()
+
+
+class _Reply:
+    """An answer that waits until its request is settled, but no longer than the client may be kept waiting."""
+
+    def __init__(self, send: Callable[[bytes], None], timeout_s: float):
+        self._send = send
+        self._body: bytes | None = None
+        self._ripe = False
+        self._timer = asyncio.get_running_loop().call_later(timeout_s, self._now)
+
+    def put(self, body: bytes) -> None:
+        if self._ripe:
+            self._send(body)
+        else:
+            self._body = body
+
+    def settled(self) -> None:
+        self._timer.cancel()
+        self._now()
+
+    def _now(self) -> None:
+        self._ripe = True
+        body, self._body = self._body, None
+        if body is not None:
+            self._send(body)

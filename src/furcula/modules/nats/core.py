@@ -6,11 +6,11 @@ import asyncio
 from typing import ClassVar
 
 from nats.aio.msg import Msg
-from nats.errors import MaxPayloadError, SlowConsumerError
+from nats.errors import SlowConsumerError
 
 from furcula.modules.consuming import Arrivals, Consuming, Lost
 from furcula.modules.endpoint import Tls
-from furcula.modules.nats.client import BROKEN, Wire, connect, copied, endpoint_of, settled_down
+from furcula.modules.nats.client import BROKEN, Wire, connect, copied, endpoint_of, settled_down, unsendable
 from furcula.modules.producing import TIMEOUT, Producing
 from furcula.modules.sending import Destination, Outgoing, Refused
 from furcula.modules.taking import AGAIN_AFTER, PREFETCH, Message, Told
@@ -206,16 +206,13 @@ class Publish(Producing[Wire]):
     async def _send(self, client: Wire, batch: list[Outgoing]) -> dict[int, BaseException]:
         errors: dict[int, BaseException] = {}
         self._violation = ""
+        most = client.client.max_payload
         for sent in batch:
-            try:
+            refusal = unsendable(sent, sent.headers, most)
+            if refusal:
+                errors[sent.index] = Refused(f"{self._endpoint}: {refusal}")
+            else:
                 await client.client.publish(sent.to, sent.body, headers=sent.headers)
-            except MaxPayloadError:
-                most = client.client.max_payload
-                errors[sent.index] = Refused(
-                    f"{self._endpoint} takes {most} bytes at most, and the event has {len(sent.body)}"
-                )
-            except ValueError as error:
-                errors[sent.index] = Refused(f"{sent.to!r} cannot be published on: {error}")
         await settled_down(client, self._timeout)
         await asyncio.sleep(0)
         if self._violation:  # the server does not say which; what it names is the subject

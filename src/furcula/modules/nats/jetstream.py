@@ -8,14 +8,14 @@ from typing import Any, ClassVar, Final, Literal
 
 import msgspec
 from nats.aio.msg import Msg
-from nats.errors import MaxPayloadError, NoRespondersError
+from nats.errors import NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, PubAck
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from furcula.modules.consuming import Arrivals, Consuming, Lost
 from furcula.modules.endpoint import Tls
-from furcula.modules.nats.client import BROKEN, Wire, connect, copied, endpoint_of, settled_down
+from furcula.modules.nats.client import BROKEN, Wire, connect, copied, endpoint_of, settled_down, unsendable
 from furcula.modules.producing import TIMEOUT, Producing
 from furcula.modules.sending import Destination, Outgoing, Refused, Unavailable
 from furcula.modules.taking import AGAIN_AFTER, MAX_DELIVERIES, PREFETCH, Message, Taken, Told
@@ -57,6 +57,10 @@ class Consume(Consuming[_Pull]):
     not, it is published on `dead_letter` (where there is one) and the server is told never to deliver it again. What is
     unsettled when the flow stops goes back at once. Messages that are worked on for long are kept ours: the server is
     told so every third of `ack_wait`. Several processes may share one `durable`.
+
+    That is said from the event loop. A module that holds the loop for longer than `ack_wait` (one that blocks and is
+    not in a thread) keeps it from being said, so another process that shares the `durable` may be given the same
+    messages meanwhile. This process handles a message once all the same.
 
     The server counts as a delivery also what a process took that crashed, so what crashes processes ends, too. What was
     handed back because a flow stopped is not counted, as long as this process remembers it.
@@ -130,8 +134,10 @@ class Consume(Consuming[_Pull]):
         self._dead_letter = dead_letter
         self._token = token
         self._credentials = credentials
-        #: stream sequence -> how often we have handed it back without a failure
+        #: stream sequence -> how often we have handed it back without a failure, or were given it though we had it
         self._released: dict[int, int] = {}
+        #: stream sequence -> what has come and its server has not been told of
+        self._hand: dict[int, Message] = {}
 
     def _taking(self, context: Any) -> Taken:
         return Taken(
@@ -216,6 +222,13 @@ class Consume(Consuming[_Pull]):
         pull.wanted = max(0, pull.wanted - 1)
         metadata = message.metadata
         sequence = metadata.sequence.stream
+        known = self._hand.get(sequence)
+        if known is not None:  # we have it, but did not say so in time
+            known.token = (message.reply, sequence)
+            self._released[sequence] = self._released.get(sequence, 0) + 1
+            if not pull.wanted:
+                pull.arrivals.nudge()
+            return
         deliveries = (metadata.num_delivered or 1) - self._released.get(sequence, 0)
         headers = {
             **copied(message.headers),
@@ -224,7 +237,8 @@ class Consume(Consuming[_Pull]):
             "sequence": sequence,
             "deliveries": deliveries,
         }
-        pull.arrivals.put(Message(message.data, headers, (message.reply, sequence), max(1, deliveries)))
+        known = self._hand[sequence] = Message(message.data, headers, (message.reply, sequence), max(1, deliveries))
+        pull.arrivals.put(known)
 
     async def _next(self, client: _Pull, room: int) -> list[Message]:
         # Another request is made when the last one is used up, or its time is over without a word from the server.
@@ -259,9 +273,26 @@ class Consume(Consuming[_Pull]):
                 except BROKEN:
                     return
 
+    async def _tell(self, batch: list[Told]) -> None:
+        try:
+            await super()._tell(batch)
+        finally:
+            for told in batch:
+                self._let_go(told.message)
+
+    def _let_go(self, message: Message) -> None:
+        sequence = message.token[1]
+        if self._hand.get(sequence) is message:
+            del self._hand[sequence]
+
     async def _say(self, client: _Pull, batch: list[Told]) -> None:
+        if any(told.verdict in ("again", "release") for told in batch):
+            # What was sent to us once more, because we said nothing for too long, is to come before it is asked for.
+            await settled_down(client.wire, self._timeout)
         for told in batch:
             reply, sequence = told.message.token
+            if told.verdict in ("again", "release"):
+                self._let_go(told.message)  # it may come again before we hear that the server has understood
             if told.verdict == "release":
                 self._released[sequence] = self._released.get(sequence, 0) + 1
             elif told.verdict != "again":
@@ -269,6 +300,7 @@ class Consume(Consuming[_Pull]):
             word = _word(told)
             if told.verdict == "reject" and self._dead_letter is not None and not await self._buried(client, told):
                 word = _AGAIN_LATER
+                self._let_go(told.message)
             await client.client.publish(reply, word)
         await settled_down(client.wire, self._timeout)
 
@@ -378,21 +410,18 @@ class Publish(Producing[_Stored]):
     async def _send(self, client: _Stored, batch: list[Outgoing]) -> dict[int, BaseException]:
         errors: dict[int, BaseException] = {}
         waiting: dict[asyncio.Future[PubAck], Outgoing] = {}
+        most = client.wire.client.max_payload
         try:
             for sent in batch:
                 message_id = sent.event.get(self._message_id_from, None) if self._message_id_from else None
                 headers = {**sent.headers, _MSG_ID: str(message_id or f"{sent.event.id}:{sent.to}")}
-                try:
-                    future = await client.js.publish_async(sent.to, sent.body, stream=self._stream, headers=headers)
-                except MaxPayloadError:
-                    errors[sent.index] = Refused(
-                        f"{self._endpoint} takes {client.wire.client.max_payload} bytes at most, "
-                        f"and the event has {len(sent.body)}"
-                    )
-                except ValueError as error:
-                    errors[sent.index] = Refused(f"{sent.to!r} cannot be published on: {error}")
-                else:
-                    waiting[future] = sent
+                # Before the library sees it: there it would keep a place among what waits for an acknowledgement.
+                refusal = unsendable(sent, headers, most)
+                if refusal:
+                    errors[sent.index] = Refused(f"{self._endpoint}: {refusal}")
+                    continue
+                future = await client.js.publish_async(sent.to, sent.body, stream=self._stream, headers=headers)
+                waiting[future] = sent
             # A connection that breaks answers none of them.
             if waiting:
                 answered: asyncio.Future[Any] = asyncio.ensure_future(asyncio.wait(list(waiting)))
@@ -405,9 +434,9 @@ class Publish(Producing[_Stored]):
             for future in waiting:
                 future.cancel()
         for future, sent in waiting.items():
-            refusal = future.exception()
-            if refusal is not None:
-                errors[sent.index] = self._failure(sent, refusal)
+            error = future.exception()
+            if error is not None:
+                errors[sent.index] = self._failure(sent, error)
         return errors
 
     def _failure(self, sent: Outgoing, error: BaseException) -> BaseException:

@@ -52,7 +52,9 @@ class Consume(Consuming[_Group]):
     worth another try it is delivered again after `again_after`, each time twice as late, `max_deliveries` times in all;
     if not, it is added to `dead_letter` (where there is one) and acknowledged. What is unsettled when the flow stops
     may be claimed by others at once, and is not charged. What a consumer that died had taken is claimed by another
-    after `claim_after`; what takes longer than that in a live one stays its own.
+    after `claim_after`; what takes longer than that in a live one stays its own. It says so from the event loop: a
+    module that holds the loop for longer than `claim_after` (one that blocks and is not in a thread) keeps it from
+    saying so, and another consumer may be given the same entries.
 
     The data is the entry's field `data`, read by the codec; an entry without it becomes a dict of its fields, as text.
     Headers: the other fields, `stream`, `entry` (its id), `deliveries`. What cannot be read leaves by `invalid`, and is

@@ -7,6 +7,7 @@ in the codec of the answers (in JSON, where that has no mappings). `zmq.request`
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Final
 
@@ -247,17 +248,57 @@ class Reply(Source):
 # ------------------------------------------------------------------ asking
 
 
+class _Line:
+    """One socket of a pool, and who waits for an answer over it.
+
+    Attributes:
+        envelope: What stands before the answer that is waited for.
+        strange: Messages that were not that answer.
+    """
+
+    def __init__(self, make: Callable[[Callable[[list[list[bytes]]], None]], Wire]):
+        self.envelope: list[bytes] = []
+        self.strange = 0
+        self._answer: asyncio.Future[list[bytes]] | None = None
+        self.wire = make(self._received)
+
+    def expect(self, envelope: list[bytes]) -> asyncio.Future[list[bytes]]:
+        self.envelope, self.strange = envelope, 0
+        self._answer = asyncio.get_running_loop().create_future()
+        return self._answer
+
+    def _received(self, messages: list[list[bytes]]) -> None:
+        for frames in messages:
+            count = len(self.envelope)
+            if self._answer is None or self._answer.done() or frames[:count] != self.envelope:
+                self.strange += 1
+            else:
+                self._answer.set_result(frames[count:])
+
+
 class Pool:
     """Sockets for requests under way, one each: a late answer cannot be taken for another request's.
 
     Args:
         make: Makes a socket that hands what it receives to the function given.
+        correlate: Put a frame before each request that its answer brings back, as 0mq has it for envelopes (and for
+            REQ_CORRELATE): so a second answer to one request is not taken for the answer to the next. What the peer
+            would not bring back tells nothing: without it, a socket that received what nobody waits for is given up.
+        reuse: A socket may be used for several requests, one after the other.
     """
 
-    def __init__(self, make: Callable[[Callable[[list[list[bytes]]], None]], Wire]):
+    def __init__(
+        self,
+        make: Callable[[Callable[[list[list[bytes]]], None]], Wire],
+        *,
+        correlate: bool,
+        reuse: bool = True,
+    ):
         self._make = make
-        self._idle: list[tuple[Wire, list[asyncio.Future[list[bytes]]]]] = []
-        self._all: set[Wire] = set()
+        self._correlate = correlate
+        self._reuse = reuse
+        self._idle: list[_Line] = []
+        self._all: set[_Line] = set()
 
     async def ask(self, frames: list[bytes], timeout_s: float, where: str) -> list[bytes]:
         """Send a request, and wait for the answer.
@@ -265,39 +306,40 @@ class Pool:
         Raises:
             Unavailable: There was none in time.
         """
-        wire, waiting = self._idle.pop() if self._idle else self._new()
-        answer: asyncio.Future[list[bytes]] = asyncio.get_running_loop().create_future()
-        waiting[:] = [answer]
+        line = self._idle_line()
+        envelope = [os.urandom(8).hex().encode()] if self._correlate else []
+        answer = line.expect(envelope)
         try:
             async with asyncio.timeout(timeout_s):
-                if not wire.try_send(frames):
-                    await wire.send(frames)
-                found = await answer
+                if not line.wire.try_send([*envelope, *frames]):
+                    await line.wire.send([*envelope, *frames])
+                return await answer
         except TimeoutError:
-            raise Unavailable(f"no answer from {where} within {timeout_s:g} s") from None
+            strange = f"; {line.strange} that came did not answer it" if line.strange else ""
+            raise Unavailable(f"no answer from {where} within {timeout_s:g} s{strange}") from None
         finally:
-            if answer.done() and not answer.cancelled():
-                self._idle.append((wire, waiting))
+            if self._reuse and answer.done() and not answer.cancelled():
+                self._idle.append(line)
             else:  # an answer may still come; nobody will be there
-                self._all.discard(wire)
-                wire.close(linger_ms=0)
-        return found
+                self._give_up(line)
 
-    def _new(self) -> tuple[Wire, list[asyncio.Future[list[bytes]]]]:
-        waiting: list[asyncio.Future[list[bytes]]] = []
+    def _idle_line(self) -> _Line:
+        while self._idle:
+            line = self._idle.pop()
+            if self._correlate or not line.strange:
+                return line
+            self._give_up(line)
+        line = _Line(self._make)
+        self._all.add(line)
+        return line
 
-        def received(messages: list[list[bytes]]) -> None:
-            for frames in messages:
-                if waiting and not waiting[0].done():
-                    waiting[0].set_result(frames)
-
-        wire = self._make(received)
-        self._all.add(wire)
-        return wire, waiting
+    def _give_up(self, line: _Line) -> None:
+        self._all.discard(line)
+        line.wire.close(linger_ms=0)
 
     def close(self) -> None:
-        for wire in self._all:
-            wire.close(linger_ms=0)
+        for line in self._all:
+            line.wire.close(linger_ms=0)
 
 
 def checked_answer(data: Any, where: str) -> Any:
@@ -321,10 +363,16 @@ class Request(Module):
     Give it a `concurrency` to have several requests under way. A request without an answer in time fails, worth another
     try; the peer may have seen it all the same.
 
+    A frame goes before the empty one of each request, and the peer brings it back with the answer: REP does so by
+    itself, and a ROUTER that takes all up to the empty frame for the envelope. So a peer that answers twice confuses
+    nobody.
+
     Args:
         address: tcp://127.0.0.1:5555, ipc:///run/my.ipc or inproc://name.
         codec: What requests and answers hold: json, msgpack, text, binary.
         timeout: Seconds that an answer may take.
+        correlate: Put that frame before a request. False, for a ROUTER that expects its peers to be plain REQ: each
+            request has a connection of its own instead, which takes longer.
         curve: Encryption: `{server_key: …, public_key: …, secret_key: …}`.
         max_message: Bytes that an answer may have.
     """
@@ -335,6 +383,7 @@ class Request(Module):
         address: str,
         codec: str = "json",
         timeout: Duration = TIMEOUT,
+        correlate: bool = True,
         curve: Curve | None = None,
         max_message: Size = MAX_MESSAGE,
     ):
@@ -344,7 +393,7 @@ class Request(Module):
         self._timeout = timeout
         self._curve = curve
         self._max_message = max_message
-        self._pool = Pool(self._wire)
+        self._pool = Pool(self._wire, correlate=correlate, reuse=correlate)
 
     def _wire(self, received: Callable[[list[list[bytes]]], None]) -> Wire:
         return Wire(

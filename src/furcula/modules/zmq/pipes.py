@@ -12,7 +12,7 @@ from furcula.errors import InputError, Stopped
 from furcula.event import Event
 from furcula.module import Context, Module, Source
 from furcula.modules.received import admit_both, invalid
-from furcula.modules.sending import Destination, Unavailable, report
+from furcula.modules.sending import Destination, Refused, Unavailable, report
 from furcula.modules.zmq.wire import MAX_MESSAGE, Curve, Wire, check_address
 from furcula.options import Duration, Size
 
@@ -21,6 +21,9 @@ __all__ = ["Publish", "Pull", "Push", "Subscribe"]
 TIMEOUT: Final = Duration("10s")
 #: Messages that wait on each side of a connection before the sender has to.
 HIGH_WATER: Final = 1000
+#: A stop reads what had come until nothing has come for so long, in so long altogether.
+QUIET_S: Final = 0.05
+DRAIN_S: Final = 5.0
 
 
 class _Receiving(Source):
@@ -29,6 +32,8 @@ class _Receiving(Source):
     outboxes: ClassVar[tuple[str, ...]] = ("outbox", "invalid")
     optional: ClassVar[tuple[str, ...]] = ("invalid",)
     _kind: ClassVar[str]
+    #: What had come before a stop is handled.
+    _drains: ClassVar[bool] = False
 
     _context: Context
 
@@ -41,6 +46,7 @@ class _Receiving(Source):
         self._max_message = max_message
         self._wire: Wire | None = None
         self._waiting: asyncio.Task[None] | None = None
+        self._ceased = False
 
     @property
     def address(self) -> str:
@@ -63,6 +69,15 @@ class _Receiving(Source):
         return {}
 
     def _received(self, messages: list[list[bytes]]) -> None:
+        try:
+            wait = self._admit(messages)
+        except Stopped:
+            return
+        if wait is not None and self._wire is not None:
+            self._wire.pause()
+            self._waiting = asyncio.ensure_future(self._wait(wait))
+
+    def _admit(self, messages: list[list[bytes]]) -> Awaitable[None] | None:
         good: list[Event[Any]] = []
         bad: list[Event[Any]] = []
         for frames in messages:
@@ -71,18 +86,30 @@ class _Receiving(Source):
                 good.append(self._event(self._codec.decode(body), headers))
             except InputError as error:
                 bad.append(invalid(BadFrame.of(str(error), frames[-1]), {"frames": len(frames)}))
-        try:
-            wait = admit_both(self._context, good, bad)
-        except Stopped:
-            return
-        if wait is not None and self._wire is not None:
-            self._wire.pause()
-            self._waiting = asyncio.ensure_future(self._wait(wait))
+        return admit_both(self._context, good, bad)
 
     async def _wait(self, wait: Awaitable[None]) -> None:
         await wait
-        if self._wire is not None:
+        if self._wire is not None and not self._ceased:
             self._wire.resume()
+
+    async def _drain(self, wire: Wire) -> None:
+        """Take what 0mq has taken from those who push. It says nothing of what is still on its way."""
+        # It stays bound or connected: to leave the address would end its connections, with what they have brought.
+        if self._waiting is not None:
+            await asyncio.wait([self._waiting])
+        loop = asyncio.get_running_loop()
+        last = loop.time()
+        while loop.time() - last < QUIET_S:
+            messages = wire.take()
+            if not messages:
+                await asyncio.sleep(QUIET_S / 10)
+                continue
+            last = loop.time()
+            wait = self._admit(messages)
+            if wait is not None:
+                await wait
+                last = loop.time()
 
     def _parts(self, frames: list[bytes]) -> tuple[bytes, dict[str, Any]]:
         raise NotImplementedError
@@ -91,8 +118,20 @@ class _Receiving(Source):
         return Event(data, headers)
 
     async def cease(self) -> None:
-        if self._wire is not None:
-            self._wire.close(linger_ms=0)
+        self._ceased = True
+        wire = self._wire
+        if wire is not None:
+            wire.pause()
+            try:
+                if self._drains:
+                    async with asyncio.timeout(DRAIN_S):
+                        await self._drain(wire)
+            except TimeoutError:
+                self._context.log.warning("others push on while this stops: what has come and was not read is lost")
+            except Stopped:
+                pass
+            finally:
+                wire.close(linger_ms=0)
         if self._waiting is not None and not self._waiting.done():
             self._waiting.cancel()
             await asyncio.wait([self._waiting])
@@ -102,8 +141,10 @@ class Pull(_Receiving):
     """Pull values that others push (0mq PULL). What several push is taken fairly from each.
 
     When the flow has no room the socket is not read, and those who push wait. 0mq has no acknowledgement: a crash loses
-    what had been received. For work that must not be lost there are transports, `jetstream.consume` and others. What
-    cannot be read leaves by `invalid`, with its reason.
+    what had been received, which may be some thousand messages of each who pushes. A stop first reads what has come,
+    until nothing more does; what others push meanwhile for longer than 5 s, or push after that, is lost, though 0mq had
+    taken it from them. So stop those who push first. For work that must not be lost there are transports,
+    `jetstream.consume` and others. What cannot be read leaves by `invalid`, with its reason.
 
     Args:
         address: tcp://127.0.0.1:5555, ipc:///run/my.ipc or inproc://name.
@@ -115,6 +156,7 @@ class Pull(_Receiving):
     """
 
     _kind = "PULL"
+    _drains = True
 
     def __init__(
         self,
@@ -247,7 +289,7 @@ class Push(_Sending):
             try:
                 body = self._codec.encode(event.data)
             except ValueError as error:
-                errors[index] = error
+                errors[index] = Refused(str(error))
                 continue
             left_s = max(0.0, ends - asyncio.get_running_loop().time())
             if not self._wire.try_send([body]) and not await self._wire.send([body], left_s):

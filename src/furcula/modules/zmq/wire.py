@@ -198,6 +198,16 @@ class Wire:
         self._paused = False
         self._soon()
 
+    def take(self) -> list[list[bytes]]:
+        """What can be received at once; for who has paused it."""
+        messages: list[list[bytes]] = []
+        try:
+            while len(messages) < AT_ONCE:
+                messages.append(self._socket.recv_multipart(self._zmq.NOBLOCK))
+        except self._zmq.Again:
+            pass
+        return messages
+
     def _soon(self) -> None:
         if not self._looking and not self._closed:
             self._looking = True
@@ -212,13 +222,8 @@ class Wire:
             self._writable.set_result(None)
         if not events & self._zmq.POLLIN or self._received is None or self._paused:
             return
-        messages: list[list[bytes]] = []
-        try:
-            while len(messages) < AT_ONCE:
-                messages.append(self._socket.recv_multipart(self._zmq.NOBLOCK))
-        except self._zmq.Again:
-            pass
-        else:
+        messages = self.take()
+        if len(messages) == AT_ONCE:
             self._soon()
         if messages:
             self._received(messages)
