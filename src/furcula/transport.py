@@ -104,7 +104,8 @@ class Transport(Protocol):
     async def publish(self, channel: str, body: bytes) -> None:
         """Hand `body` to every present subscriber of the channel.
 
-        Returns when the keeper has accepted it. Waits while a subscriber that chose `block` is full.
+        Returns when the keeper has accepted it. Waits while a subscriber that chose `block` is full. One that is
+        cancelled while it waits may be published all the same, later; whoever goes on after that is in order behind it.
         """
 
     async def subscribe(
@@ -122,6 +123,8 @@ class Transport(Protocol):
 
     async def put(self, channel: str, body: bytes, reported: Callable[[bool, bytes], None] | None = None) -> None:
         """Hand `body` to the channel's work queue. Returns when it is stored by the keeper's promise; waits when full.
+
+        One that is cancelled while it waits may be stored all the same, later.
 
         Args:
             reported: Called once when the taker has said `ack` (True) or `reject` (False), with its report; only where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 
 import pytest
@@ -16,9 +17,14 @@ class TestMemory(TransportSuite):
     promises = Promises(order=True, replay=True, reports=True, loss=("block", "drop"))
     fills_at = 4
     limit_s = 5
+    names = itertools.count()
+
+    @pytest.fixture(autouse=True)
+    def _name(self) -> None:
+        self.name = f"suite-{next(self.names)}"
 
     def make(self) -> Transport:
-        return MemoryTransport(size=4)
+        return MemoryTransport(size=4, name=self.name)
 
 
 async def test_transports_of_one_name_share_their_channels_and_others_do_not() -> None:
@@ -94,3 +100,23 @@ async def test_threads_with_loops_of_their_own_share_a_room(policy: str) -> None
     assert policy == "drop" or subscription.lost == 0
     assert told == [(True, thread.ident)] * count
     await reader.close()
+
+
+async def test_queues_that_nobody_uses_are_forgotten_and_what_comes_back_is_not() -> None:
+    transport = MemoryTransport()
+    for number in range(100):
+        await transport.put(f"reply-{number}", b"x")
+        await (await transport.take(f"reply-{number}")).ack()
+    assert len(transport._room.queues) == 0
+    await transport.put("work", b"x")
+    message = await transport.take("work")
+    waiting = asyncio.ensure_future(transport.take("work"))
+    await asyncio.sleep(0)
+    await message.again()
+    del message
+    again = await asyncio.wait_for(waiting, 5)
+    assert (again.body, again.attempts) == (b"x", 2)
+    await again.release()
+    del again
+    assert (await asyncio.wait_for(transport.take("work"), 5)).attempts == 2
+    await transport.close()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import nats.errors
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +21,7 @@ from furcula.options import Duration, Secret, Size
 from furcula.testing.transports import TransportSuite
 from furcula.transport import Promises, Transport
 from furcula.transports import transport_for
-from furcula.transports.nats import NatsTransport, _channel, token
+from furcula.transports.nats import NatsTransport, _channel, flushed, token
 
 prefixes = (f"t{number}" for number in itertools.count())
 
@@ -80,6 +83,54 @@ async def test_a_server_that_is_killed_and_comes_back_has_lost_nothing_that_was_
         server.kill()
 
 
+async def test_a_publish_that_is_cancelled_or_late_harms_nobody(server: NatsServer) -> None:
+    transport = NatsTransport(server.url, prefix=next(prefixes))
+    await transport.open()
+    subscription = await transport.subscribe("news")
+    client = transport._client
+    assert client is not None
+    for turns in range(1, 8):
+        publishing = asyncio.ensure_future(transport.publish("other", b"x"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        publishing.cancel()
+        await asyncio.wait([publishing])
+    assert server._process is not None
+    server._process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, server._process.pid, os.WSTOPPED)  # noqa: ASYNC222 -- it stops at once
+    try:
+        with pytest.raises(nats.errors.TimeoutError):
+            await flushed(client, 0.05)
+    finally:
+        server._process.send_signal(signal.SIGCONT)
+    for number in range(20):
+        await asyncio.wait_for(transport.publish("news", b"%d" % number), 20)
+    reader = subscription.__aiter__()
+    found = [(await asyncio.wait_for(anext(reader), 20))[1] for _ in range(20)]
+    assert found == [b"%d" % number for number in range(20)]
+    assert client.stats["reconnects"] == 0
+    await transport.close()
+
+
+async def test_a_connection_that_nobody_reads_is_an_error_and_then_made_anew(server: NatsServer) -> None:
+    transport = NatsTransport(server.url, prefix=next(prefixes))
+    await transport.open()
+    subscription = await transport.subscribe("news")
+    client = transport._client
+    assert client is not None
+    assert client._reading_task is not None
+    client._reading_task.cancel()  # as when an error in the library has ended it
+    await asyncio.wait([client._reading_task])
+    with pytest.raises(FurculaError, match="tale"):
+        await transport.publish("news", b"not known what became of it")
+    await asyncio.wait_for(transport.publish("news", b"x"), 20)
+    async with asyncio.timeout(20):
+        async for _, body in subscription:
+            if body == b"x":
+                break
+    await transport.close()
+
+
 async def test_who_lives_keeps_what_it_has_in_hand_and_who_is_dead_does_not(server: NatsServer) -> None:
     options = {"prefix": next(prefixes), "ack_wait": Duration(0.6)}
     holder, other = NatsTransport(server.url, **options), NatsTransport(server.url, **options)
@@ -97,6 +148,21 @@ async def test_who_lives_keeps_what_it_has_in_hand_and_who_is_dead_does_not(serv
     await message.ack()
     await holder.close()
     await other.close()
+
+
+async def test_a_queue_whose_takers_the_server_has_forgotten_is_taken_from_again(server: NatsServer) -> None:
+    transport = NatsTransport(server.url, prefix=next(prefixes))
+    await transport.open()
+    await transport.put("work", b"1")
+    await (await asyncio.wait_for(transport.take("work"), 20)).ack()
+    assert transport._client is not None
+    jetstream = transport._client.jetstream()
+    (consumer,) = await jetstream.consumers_info(transport._prefix)
+    assert consumer.config.inactive_threshold == 24 * 3600
+    await jetstream.delete_consumer(transport._prefix, consumer.name)  # as the server does when it is time
+    await transport.put("work", b"2")
+    assert (await asyncio.wait_for(transport.take("work"), 20)).body == b"2"
+    await transport.close()
 
 
 async def test_a_bus_over_nats(server: NatsServer) -> None:

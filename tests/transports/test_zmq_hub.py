@@ -195,6 +195,83 @@ def test_what_is_refused_is_counted_by_its_reason(raw: bytes, reason: str) -> No
     assert talk.hub.refused == {reason: 1}
 
 
+def delivered(answers: dict[str, list[Frame]], who: str) -> list[tuple[int, bytes]]:
+    return [(one.number, one.body) for one in answers.get(who, []) if type(one) is Deliver]
+
+
+@pytest.mark.parametrize("hub", ["the same", "the next"])
+def test_a_subscriber_that_comes_back_late_gets_what_was_published_since_and_nothing_twice(hub: str) -> None:
+    talk = Talk()
+    talk.say("p", hello("p"), Publish(1, "news", b"before its time"))
+    talk.say("s", hello("s"), subscribe(room=9))
+    assert delivered(talk.say("p", Publish(2, "news", b"2")), "s") == [(2, b"2")]
+    if hub == "the next":
+        talk = Talk()
+        talk.say("p", hello("p", True), Publish(2, "news", b"2", 2), Publish(3, "news", b"3", 1))
+        talk.later(1)
+    else:
+        talk.hub.gone(b"s")
+        talk.say("p", Publish(3, "news", b"3"))
+    talk.say("p", Publish(4, "other", b"not asked for"), Publish(5, "news", b"5"))
+    answers = talk.say("s", hello("s", True), subscribe(room=9, again=True, last={name("p"): 2}))
+    assert delivered(answers, "s") == [(3, b"3"), (5, b"5")]
+    assert delivered(talk.say("p", Publish(6, "news", b"6")), "s") == [(6, b"6")]
+
+
+def test_what_the_history_has_forgotten_of_what_a_late_subscriber_missed_is_counted() -> None:
+    talk = Talk()  # keeps four bodies of a channel
+    talk.say("p", hello("p"), *(Publish(number, "news", b"x") for number in range(1, 11)))
+    answers = talk.say("s", hello("s", True), subscribe(room=9, again=True, last={name("p"): 3}))
+    assert [number for number, _ in delivered(answers, "s")] == [7, 8, 9, 10]
+    assert [one.dropped for one in answers["s"] if type(one) is Deliver] == [3] * 4
+
+
+def test_a_body_that_a_client_cannot_take_is_dropped_and_counted_and_dealt_to_another() -> None:
+    talk = Talk()
+    small = Hello(name("s"), False, [], 100)
+    talk.say("s", small, subscribe(room=9), Take("work", 2))
+    talk.say("p", hello("p"))
+    answers = talk.say("p", Publish(1, "news", bytes(200)), Publish(2, "news", b"2"))
+    assert [(one.number, one.dropped) for one in answers["s"] if type(one) is Deliver] == [(2, 1)]
+    answers = talk.say("p", Put(3, "work", bytes(200)), Put(4, "work", b"4"))
+    assert [one.number for one in answers["s"] if type(one) is Taken] == [4]
+    answers = talk.say("t", hello("t"), Take("work", 1))
+    assert [one.number for one in answers["t"] if type(one) is Taken] == [3]
+
+
+def test_a_stranger_is_told_once_a_second_that_it_is_unknown() -> None:
+    talk = Talk()
+    assert talk.say("x", *[Bye()] * 100) == {"x": [Unknown()]}
+    assert talk.hub.refused == {"unknown client": 100}
+    talk.later(1)
+    assert talk.say("x", Bye()) == {"x": [Unknown()]}
+
+
+def test_another_client_on_the_same_connection_takes_the_place_of_the_first() -> None:
+    talk = Talk()
+    talk.say("a", hello("p"), Take("work", 1))
+    talk.say("a", hello("q"))
+    assert "a" not in {who for who, said in talk.say("b", hello("b"), Put(1, "work", b"x")).items() if who != "b"}
+    answers = talk.say("b", Take("work", 1))
+    assert [one.attempts for one in answers["b"] if type(one) is Taken] == [1]
+
+
+def test_queues_and_bodies_of_clients_that_have_gone_are_forgotten() -> None:
+    talk = Talk()
+    for end in ("farewell", "death"):
+        talk.say("t", hello("t"), *(Take(f"reply-{number}", 1) for number in range(10)))
+        if end == "farewell":
+            talk.say("t", Bye())
+        else:
+            talk.hub.gone(b"t")
+        assert talk.hub._queues == {}
+    talk.say("p", hello("p"), *(Put(number, "work", b"x") for number in range(4)))  # it is full
+    for _ in range(5):
+        talk.say("q", hello("q"), *(Put(number, "work", bytes(900)) for number in range(4)))
+        talk.hub.gone(b"q")
+    assert not talk.hub._queues["work"].waiting
+
+
 numbers = st.integers(0, 5)
 channels = st.sampled_from(["a", "b", ""])
 flags = st.booleans()

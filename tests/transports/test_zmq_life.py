@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
 import signal
 import socket
+import sys
+import threading
+import time
+import warnings
 from pathlib import Path
 
 import pytest
 from tests.transports.peers import peer
 from tests.transports.test_zmq import free_port
 
-from furcula.errors import FurculaError, InputError
+from furcula.bus import Bus
+from furcula.errors import ConfigurationError, FurculaError, InputError
 from furcula.options import Size
 from furcula.transports import transport_for
 from furcula.transports.zmq import ZmqTransport
@@ -196,13 +202,148 @@ async def test_an_address_on_another_host_is_waited_for_never_held_and_then_an_e
 
 
 async def test_a_hub_that_comes_late_is_waited_for(tmp_path: Path) -> None:
-    url = f"ipc://{tmp_path}/later/hub"  # cannot be held while there is no such folder
-    transport = ZmqTransport(url)
+    lock = os.open(tmp_path / "hub.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # somebody is about to hold it
+    transport = ZmqTransport(f"ipc://{tmp_path}/hub")
     opening = asyncio.ensure_future(transport.open())
     assert not (await asyncio.wait([opening], timeout=0.1))[0]
-    (tmp_path / "later").mkdir()
+    os.close(lock)
     await asyncio.wait_for(opening, 10)
     await transport.close()
+
+
+async def test_a_path_where_no_hub_can_be_is_refused_at_once_with_the_reason(tmp_path: Path) -> None:
+    transport = ZmqTransport(f"ipc://{tmp_path}/missing/hub", connect_timeout=3600)
+    with pytest.raises(FurculaError, match=r"no folder .*missing"):
+        await asyncio.wait_for(transport.open(), 10)
+    await transport.close()
+    with pytest.raises(ConfigurationError, match="bytes"):
+        ZmqTransport(f"ipc:///tmp/{'x' * 120}")
+
+
+async def test_a_hub_leaves_no_files_behind(tmp_path: Path) -> None:
+    for _ in range(2):
+        transport = ZmqTransport(f"ipc://{tmp_path}/hub")
+        await transport.open()
+        assert (tmp_path / "hub").exists()
+        await transport.close()
+        assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_subscriber_that_was_busy_when_the_holder_died_misses_nothing(url: str) -> None:
+    async with peer("hold", url) as holder:
+        assert await holder.says() is True
+        async with peer("publish", url, "news", 300, "a", 0.005) as writer:
+            transport = ZmqTransport(url)
+            await transport.open()
+            async with Bus(transport) as bus:
+                subscription = await bus.subscribe("news")
+                assert await writer.says() == "open"
+                found = [await subscription.get(20)]
+                holder.kill()
+                time.sleep(0.8)  # noqa: ASYNC251 -- longer than the next hub waits; the loop does not turn, on purpose
+                while found[-1] != ["a", 299]:
+                    found.append(await subscription.get(20))
+                first = found[0][1]
+                assert [number for _, number in found] == list(range(first, 300))
+                assert subscription.lost == 0
+            await transport.close()
+
+
+async def test_what_was_accepted_and_is_over_the_limit_of_the_next_hub_is_logged_and_not_sent_for_ever(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with peer("hold", url) as holder:
+        assert await holder.says() is True
+        transport = ZmqTransport(url)
+        await transport.open()
+        await transport.publish("news", bytes(200_000))
+        transport._max_body = 1000  # as if whoever holds the next hub allowed so much
+        holder.kill()
+        await holder.process.wait()
+        await asyncio.wait_for(transport.publish("news", b"small"), 20)
+        assert "1 larger ones" in caplog.text
+        await transport.close()
+
+
+async def test_a_body_over_what_a_subscriber_takes_is_lost_to_it_and_does_not_cost_it_its_connection(url: str) -> None:
+    async with peer("hold", url) as holder:
+        assert await holder.says() is True
+        small, large = ZmqTransport(url, max_body=Size(10_000)), ZmqTransport(url)
+        await small.open()
+        await large.open()
+        subscription = await small.subscribe("news")
+        for body in (b"1", bytes(200_000), b"2"):
+            await large.publish("news", body)
+        reader = subscription.__aiter__()
+        assert [(await asyncio.wait_for(anext(reader), 10))[1] for _ in range(2)] == [b"1", b"2"]
+        assert subscription.lost == 1
+        await small.close()
+        await large.close()
+
+
+async def test_an_open_that_is_cancelled_leaves_no_hub(tmp_path: Path) -> None:
+    for turns in range(1, 6):
+        address = f"tcp://127.0.0.1:{free_port()}"
+        transport = ZmqTransport(address)
+        opening = asyncio.ensure_future(transport.open())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        opening.cancel()
+        await asyncio.wait([opening])
+        await transport.close()
+        assert not [one.name for one in threading.enumerate() if address in one.name]
+
+
+async def test_a_subscription_that_no_hub_would_take_is_refused_at_once(url: str) -> None:
+    transport = ZmqTransport(url, max_body=Size(10_000))
+    await transport.open()
+    for channels in ([f"c{number}" for number in range(70_000)], ["n" * 1000] * 500):
+        with pytest.raises(InputError, match="too many for one subscription"):
+            await asyncio.wait_for(transport.subscribe(*channels), 10)
+    await transport.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of its own on Linux only")
+async def test_a_forked_child_keeps_its_own_sockets_of_another_address_and_the_same_port() -> None:
+    port = free_port()
+    transport = ZmqTransport(f"tcp://127.0.0.1:{port}")
+    await transport.open()
+    with socket.create_server(("127.0.0.2", port)) as server, socket.create_connection(("127.0.0.2", port)) as client:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # a fork beside threads: that is the point
+            child = os.fork()
+        if child == 0:
+            try:
+                server.getsockname()
+                client.getpeername()
+                os._exit(0)
+            except OSError:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0  # noqa: ASYNC222
+        accepted, _ = server.accept()
+        accepted.close()
+    await transport.close()
+
+
+async def test_a_hub_on_every_interface_of_both_families_is_heard_on_both() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    holder = ZmqTransport(f"tcp://[::]:{port}")
+    await holder.open()
+    subscription = await holder.subscribe("news")
+    reader = subscription.__aiter__()
+    for host in ("[::1]", "127.0.0.1"):
+        other = ZmqTransport(f"tcp://{host}:{port}")
+        await other.open()
+        await other.publish("news", host.encode())
+        assert await asyncio.wait_for(anext(reader), 10) == ("news", host.encode())
+        await other.close()
+    await holder.close()
 
 
 async def test_when_no_next_hub_is_found_all_who_wait_are_told(tmp_path: Path) -> None:

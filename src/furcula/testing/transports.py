@@ -7,7 +7,7 @@ A transport's tests derive a class from it::
         fills_at = 4
 
         def make(self):
-            return MemoryTransport(size=4)
+            return MemoryTransport(size=4, name="tested")
 
 Claims about a form of carrying that the keeper does not have are skipped, and that it says so is claimed instead.
 No test waits for a time to pass to see something happen; the few that claim that something does *not* happen watch for
@@ -36,6 +36,7 @@ class TransportSuite:
 
     Attributes:
         promises: What it promises; a claim about something else is skipped.
+        together: Several that `make` made may be open at once, and carry to each other.
         fills_at: After so many bodies that nobody took (or read), a sender certainly waits. None: it is not said.
         limit_s: The time after which what should happen has not happened.
         quiet_s: So long nothing must happen where nothing should.
@@ -46,12 +47,14 @@ class TransportSuite:
     pytestmark = pytest.mark.asyncio
 
     promises: ClassVar[Promises]
+    together: ClassVar[bool] = True
     fills_at: ClassVar[int | None] = None
     limit_s: ClassVar[float] = 20
     quiet_s: ClassVar[float] = 0.05
 
     def make(self) -> Transport:
-        """A new transport. Those made in one test, one after the other, share what they store, if they store at all."""
+        """A new transport. Those made in one test are of one address: they carry to each other while they are open, and
+        the next finds what they have stored, if they store at all."""
         raise NotImplementedError
 
     async def injure(self, transport: Transport, raw: bytes) -> None:
@@ -203,13 +206,14 @@ class TransportSuite:
             last = await self.soon(transport.take("work"))
             await self.soon(last.ack())
 
-    async def test_what_is_handed_back_comes_before_what_came_later(self) -> None:
+    @pytest.mark.parametrize("word", ["release", "again"])
+    async def test_what_is_handed_back_comes_before_what_came_later(self, word: str) -> None:
         self._needs("order")
         async with self.opened("one") as transport:
             for body in (b"1", b"2"):
                 await self.soon(transport.put("work", body))
             first = await self.soon(transport.take("work"))
-            await self.soon(first.release())
+            await self.soon(getattr(first, word)())
             assert await self.taken(transport, "work", 2) == [b"1", b"2"]
 
     @pytest.mark.parametrize("word", ["ack", "reject"])
@@ -254,6 +258,46 @@ class TransportSuite:
             await self.never(putting)
             assert self.in_order(await self.taken(transport, "work", len(bodies))) == self.in_order(bodies)
             await self.soon(putting)
+
+    async def test_a_put_that_is_cancelled_while_it_waits_harms_no_other(self) -> None:
+        fills_at = self._fills_at()
+        async with self.opened("one") as transport:
+            stored = 0
+            while True:
+                putting = asyncio.ensure_future(transport.put("work", b"%06d" % stored))
+                if not (await asyncio.wait([putting], timeout=self.quiet_s))[0]:
+                    break
+                stored += 1
+                assert stored <= fills_at, "this should have waited"
+            await _cancel(putting)
+            later = [b"later %d" % number for number in range(3)]
+            putting = asyncio.ensure_future(_all_in_turn(transport.put("work", body) for body in later))
+            found: list[bytes] = []
+            while later[-1] not in found:
+                found += await self.taken(transport, "work", 1)
+            await self.soon(putting)
+            # It may have been stored all the same, but no more than once.
+            assert found.count(b"%06d" % stored) <= 1
+            others = [body for body in found if body != b"%06d" % stored]
+            assert self.in_order(others) == self.in_order([*(b"%06d" % number for number in range(stored)), *later])
+
+    async def test_transports_of_one_address_put_to_and_take_from_each_other(self) -> None:
+        self._needs_several()
+        async with self.opened("one") as one, self.opened() as other:
+            for sender, taker in ((one, other), (other, one)):
+                for body in (b"1", b"2"):
+                    await self.soon(sender.put("work", body))
+                assert self.in_order(await self.taken(taker, "work", 2)) == [b"1", b"2"]
+
+    async def test_what_another_that_closes_has_in_hand_is_handed_out_again(self) -> None:
+        self._needs_several()
+        async with self.opened("one") as transport:
+            async with self.opened() as other:
+                for body in (b"1", b"2", b"3"):
+                    await self.soon(transport.put("work", body))
+                for _ in range(2):
+                    await self.soon(other.take("work"))
+            assert self.in_order(await self.taken(transport, "work", 3)) == [b"1", b"2", b"3"]
 
     # ------------------------------------------------------------------ reports
 
@@ -312,6 +356,20 @@ class TransportSuite:
                 await self.soon(transport.publish("news", body))
             for reader in readers:
                 assert self.in_order(await self.soon(reader)) == [("news", body) for body in bodies]
+
+    async def test_what_several_publish_at_once_arrives_in_the_order_of_each(self) -> None:
+        self._needs_several()
+        async with self.opened("all") as one, self.opened() as other:
+            subscription = await self.soon(one.subscribe("news"))
+            reading = asyncio.ensure_future(self.read(subscription, 60))
+            senders = {b"a": one, b"b": other}
+            bodies = {name: [b"%s %02d" % (name, number) for number in range(30)] for name in senders}
+            works = [[sender.publish("news", body) for body in bodies[name]] for name, sender in senders.items()]
+            await self.soon(asyncio.gather(*map(_all_in_turn, works)))
+            found = [body for _, body in await self.soon(reading)]
+            for name in senders:
+                mine = [body for body in found if body.startswith(name)]
+                assert self.in_order(mine) == bodies[name]
 
     async def test_a_subscription_is_effective_when_subscribe_has_returned(self) -> None:
         async with self.opened("all") as transport:
@@ -484,11 +542,36 @@ class TransportSuite:
                 await _cancel(reading)
             # What comes after the burst is received, and says where the losses are.
             found: list[bytes] = []
-            reader = slow.__aiter__()
-            await self.soon(_until_lost_is_known(transport, slow, reader, found))
+            ends = await self.soon(_until_lost_is_known(transport, slow, found))
             assert slow.lost > 0
-            assert len([body for body in found if body != b"end"]) + slow.lost >= len(bodies)
+            assert len(found) + slow.lost == len(bodies) + ends
             assert found == sorted(found) or not self.promises.order
+
+    async def test_a_publish_that_is_cancelled_while_it_waits_harms_no_other(self) -> None:
+        self._allows("block")
+        fills_at = self._fills_at()
+        async with self.opened("all") as transport:
+            subscription = await self.soon(transport.subscribe("news", when_slow="block"))
+            sent = 0
+            while True:
+                publishing = asyncio.ensure_future(transport.publish("news", b"%06d" % sent))
+                if not (await asyncio.wait([publishing], timeout=self.quiet_s))[0]:
+                    break
+                sent += 1
+                assert sent <= fills_at, "this should have waited"
+            await _cancel(publishing)
+            later = [b"later %d" % number for number in range(3)]
+            publishing = asyncio.ensure_future(_all_in_turn(transport.publish("news", body) for body in later))
+            found: list[bytes] = []
+            reader = subscription.__aiter__()
+            while later[-1] not in found:
+                found.append((await self.soon(anext(reader)))[1])
+            await self.soon(publishing)
+            # It may have been published all the same, but no more than once.
+            assert found.count(b"%06d" % sent) <= 1
+            others = [body for body in found if body != b"%06d" % sent]
+            assert self.in_order(others) == self.in_order([*(b"%06d" % number for number in range(sent)), *later])
+            assert subscription.lost == 0
 
     async def test_a_publisher_goes_on_when_the_subscriber_it_waits_for_has_gone(self) -> None:
         self._allows("block")
@@ -584,22 +667,31 @@ class TransportSuite:
         if not getattr(self.promises, promise):
             pytest.skip(f"this transport does not promise: {promise}")
 
+    def _needs_several(self) -> None:
+        if not self.together:
+            pytest.skip("several of these transports cannot be open at once")
+
     def _fills_at(self) -> int:
         if self.fills_at is None:
             pytest.skip("it is not said when this transport is full")
         return self.fills_at
 
 
-async def _until_lost_is_known(
-    transport: Transport, subscription: Subscription, reader: AsyncIterator[tuple[str, bytes]], found: list[bytes]
-) -> None:
-    """Read on, and publish `end` now and then, until one is read: by then the losses before it are counted."""
-    while b"end" not in found:
-        await transport.publish("news", b"end")
+async def _until_lost_is_known(transport: Transport, subscription: Subscription, found: list[bytes]) -> int:
+    """Read on, and publish an `end` now and then, until one is read: by then the losses before it are counted.
+
+    Returns how many ends had been published up to that one.
+    """
+    reader, ends = subscription.__aiter__(), 0
+    while True:
+        await transport.publish("news", b"end %06d" % ends)
+        ends += 1
         try:
             async with asyncio.timeout(0.2):
-                while b"end" not in found:
+                while True:
                     found.append((await anext(reader))[1])
+                    if found[-1].startswith(b"end"):
+                        return int(found[-1].removeprefix(b"end ")) + 1
         except TimeoutError:
             reader = subscription.__aiter__()
 

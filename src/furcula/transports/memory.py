@@ -91,8 +91,7 @@ class MemoryTransport:
                 self._check_open()
                 queue = self._room.queue(channel)
                 if len(queue) < self._room.size:
-                    queue.ready.append(_Entry(body, reported, loop))
-                    queue.changed.wake()
+                    queue.add(_Entry(body, reported, loop))
                     return
                 waiting = queue.changed.wait()
             await waiting
@@ -128,14 +127,16 @@ class _Room:
     def __init__(self, size: int, history: int):
         self.lock = threading.Lock()
         self.size = size
-        self.queues: dict[str, _Queue] = {}
+        #: A queue lives as long as something is in it or in hand, or somebody waits at it.
+        self.queues: weakref.WeakValueDictionary[str, _Queue] = weakref.WeakValueDictionary()
+        self._filled: set[_Queue] = set()
         self.subscriptions: list[_Subscription] = []
         self.history = History(history)
 
     def queue(self, channel: str) -> _Queue:
         queue = self.queues.get(channel)
         if queue is None:
-            queue = self.queues[channel] = _Queue()
+            queue = self.queues[channel] = _Queue(self._filled)
         return queue
 
     def published(self, channel: str, body: bytes) -> _Subscription | None:
@@ -154,7 +155,7 @@ class _Room:
         return None
 
     def wake_all(self) -> None:
-        for queue in self.queues.values():
+        for queue in list(self.queues.values()):
             queue.changed.wake()
         for subscription in self.subscriptions:
             subscription.changed.wake()
@@ -198,7 +199,9 @@ def _finish(future: asyncio.Future[None]) -> None:
 class _Queue:
     """A work queue: first in, first out; what comes back goes to the head, when it is due."""
 
-    def __init__(self) -> None:
+    def __init__(self, filled: set[_Queue]) -> None:
+        #: Those that have something in them.
+        self._filled = filled
         self.ready: deque[_Entry] = deque()
         self.later: list[tuple[float, int, _Entry]] = []
         self.changed = _Signal()
@@ -206,10 +209,31 @@ class _Queue:
     def __len__(self) -> int:
         return len(self.ready) + len(self.later)
 
+    def add(self, entry: _Entry) -> None:
+        self.ready.append(entry)
+        self._came()
+
+    def give_back(self, entry: _Entry, delay_s: float = 0.0) -> None:
+        if delay_s > 0:
+            heapq.heappush(self.later, (time.monotonic() + delay_s, next(_ticket), entry))
+        else:
+            self.ready.appendleft(entry)
+        self._came()
+
+    def _came(self) -> None:
+        self._filled.add(self)
+        self.changed.wake()
+
     def next(self) -> _Entry | None:
         if self.later and self.later[0][0] <= time.monotonic():
-            return heapq.heappop(self.later)[2]
-        return self.ready.popleft() if self.ready else None
+            entry = heapq.heappop(self.later)[2]
+        elif self.ready:
+            entry = self.ready.popleft()
+        else:
+            return None
+        if not len(self):
+            self._filled.discard(self)
+        return entry
 
     def due_in_s(self) -> float | None:
         return max(0.0, self.later[0][0] - time.monotonic()) if self.later else None
@@ -258,18 +282,13 @@ class _Message:
     async def again(self, delay_s: float = 0.0) -> None:
         if self._speak():
             with self._room.lock:
-                if delay_s > 0:
-                    heapq.heappush(self._queue.later, (time.monotonic() + delay_s, next(_ticket), self._entry))
-                else:
-                    self._queue.ready.appendleft(self._entry)
-                self._queue.changed.wake()
+                self._queue.give_back(self._entry, delay_s)
 
     async def release(self) -> None:
         if self._speak():
             with self._room.lock:
                 self._entry.attempts -= 1
-                self._queue.ready.appendleft(self._entry)
-                self._queue.changed.wake()
+                self._queue.give_back(self._entry)
 
 
 class _Subscription:

@@ -56,6 +56,8 @@ MAX_BODY: Final = Size("1MB")
 OVERHEAD = 8192
 #: A pull request ends after so long, and another is made.
 PULL_S = 30.0
+#: The server forgets that somebody took from a queue when nobody has for so long; what is in the queue stays.
+FORGOTTEN_S = 24 * 3600.0
 #: Between tries to connect.
 RECONNECT_S: Final = 0.1
 #: Waits before a full queue is tried again: the first, and the longest.
@@ -197,7 +199,7 @@ class NatsTransport:
                 await client.close()
             raise FurculaError(f"no connection to {self._url} within {self._timeout_s:g} s: {reason}")
         self._client = client
-        most = client.max_payload - OVERHEAD
+        most = max(client.max_payload - OVERHEAD, client.max_payload // 2)
         if most < self.promises.max_body:
             self.promises = msgspec.structs.replace(self.promises, max_body=most)
         self._ending = loop.create_future()
@@ -366,10 +368,15 @@ class NatsTransport:
             ack_wait=self._ack_wait_s,
             max_deliver=-1,
             max_ack_pending=-1,
+            inactive_threshold=FORGOTTEN_S,
         )
-        pull = _Pull(client, f"$JS.API.CONSUMER.MSG.NEXT.{self._prefix}.{durable}", self._in_hand)
+
+        def make() -> Awaitable[None]:
+            return self._tried(lambda: client.jetstream().add_consumer(self._prefix, config))
+
+        pull = _Pull(client, f"$JS.API.CONSUMER.MSG.NEXT.{self._prefix}.{durable}", self._in_hand, make)
         try:
-            await self._tried(lambda: client.jetstream().add_consumer(self._prefix, config))
+            await make()
             await pull.open()
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise self._broken(error) from None
@@ -406,13 +413,39 @@ class NatsTransport:
 
 
 async def flushed(client: Client, timeout_s: float) -> None:
-    """Wait until the server has handled all that was sent so far.
+    """Wait until the server has handled all that was sent so far. May be cancelled.
 
-    The library's own `flush` writes its PING past what still waits to be written, so its PONG would tell nothing of it.
+    The library's own `flush` is not used: its PING passes what still waits to be written; cancelled or out of time, it
+    leaves a cancelled future among those that wait for a PONG, on which the library's reading ends for ever; and with
+    reading ended it returns as if all were well.
+
+    Raises:
+        nats.errors.Error: The connection was lost meanwhile, so what became of what was sent is not known; or the
+            server has not answered in time.
     """
-    while client.pending_data_size and client.is_connected:  # noqa: ASYNC110 -- it is written in the next turn
-        await asyncio.sleep(0)
-    await client.flush(max(1, int(timeout_s)))
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    reader = client._reading_task if client.is_connected else None
+    while client.pending_data_size or not client.is_connected:
+        if client.is_closed:
+            raise nats.errors.ConnectionClosedError
+        if loop.time() >= deadline:
+            raise nats.errors.FlushTimeoutError
+        await asyncio.sleep(0 if client.is_connected else RECONNECT_S / 10)  # it is written in the next turn
+    reader = reader or client._reading_task
+    if reader is not client._reading_task:
+        raise nats.errors.StaleConnectionError
+    if reader is None or reader.done():  # connected, and nobody reads what the server says
+        await client._process_op_err(nats.errors.StaleConnectionError())
+        raise nats.errors.StaleConnectionError
+    answered: asyncio.Future[Any] = loop.create_future()
+    await client._send_ping(answered)
+    # Waiting for both cancels neither. An answer that comes late finds a future that can still be given one.
+    await asyncio.wait(
+        [answered, reader], timeout=max(0.0, deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED
+    )
+    if not answered.done():
+        raise nats.errors.StaleConnectionError if reader.done() else nats.errors.FlushTimeoutError
 
 
 def _is_refusal(text: str) -> bool:
@@ -433,8 +466,11 @@ def _tls(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
 class _Pull:
     """Takers of one work queue: each that waits has one request at the server."""
 
-    def __init__(self, client: Client, subject: str, in_hand: Callable[[Msg], _Message]):
+    def __init__(
+        self, client: Client, subject: str, in_hand: Callable[[Msg], _Message], make: Callable[[], Awaitable[None]]
+    ):
         self._client = client
+        self._make = make
         self._subject = subject
         self._in_hand = in_hand
         self._inbox = client.new_inbox()
@@ -497,6 +533,9 @@ class _Pull:
         if msg.headers is not None and msg.headers.get("Status") is not None:
             if msg.headers["Status"] != "408":  # 409, 503: the server has other worries; not at once again
                 await asyncio.sleep(0.1)
+            if msg.headers["Status"] == "503" and self._error is None:  # the server has forgotten whom it answers
+                with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
+                    await self._make()
             self._ask()
             return
         message = self._in_hand(msg)

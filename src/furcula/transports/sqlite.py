@@ -38,6 +38,7 @@ class SqliteTransport:
         self._size = size
         #: By channel, how many bodies may be put before the queue is counted again.
         self._rooms: dict[str, int] = {}
+        self._hand: set[_Message] = set()
         self._closed = False
         self._opened = False
 
@@ -49,6 +50,9 @@ class SqliteTransport:
 
     async def close(self) -> None:
         self._closed = True
+        # Others of this process may go on with the same store, so nobody but us knows what is in our hand.
+        for message in list(self._hand):
+            await message.release()
         await self._store.close()
 
     async def publish(self, channel: str, body: bytes) -> None:
@@ -83,7 +87,9 @@ class SqliteTransport:
         self._check(channel)
         (taken,) = await self._store.take(channel, 1)
         self._store.begun(channel, taken.id)
-        return _Message(self._store, channel, taken)
+        message = _Message(self._store, channel, taken, self._hand)
+        self._hand.add(message)
+        return message
 
     def _check(self, channel: str) -> None:
         check_channel(channel)
@@ -92,7 +98,8 @@ class SqliteTransport:
 
 
 class _Message:
-    def __init__(self, store: Store, channel: str, taken: Taken):
+    def __init__(self, store: Store, channel: str, taken: Taken, hand: set[_Message]):
+        self._hand = hand
         self.body = taken.body
         self.attempts = taken.attempts
         self._store = store
@@ -103,6 +110,7 @@ class _Message:
     async def _say(self, word: Callable[[], asyncio.Future[Any]]) -> None:
         first, self._spoken = not self._spoken, True
         if first:
+            self._hand.discard(self)
             await asyncio.shield(word())
             self._store.arrived(self._channel)
 

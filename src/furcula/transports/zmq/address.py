@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
+import sys
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -13,13 +15,16 @@ from furcula.errors import ConfigurationError
 
 __all__ = ["HubAddress"]
 
+#: Bytes that the path of a socket may have.
+IPC_PATH_BYTES = 107 if sys.platform == "linux" else 103
+
 
 class HubAddress(msgspec.Struct, frozen=True):
     """An address that has been understood.
 
     Attributes:
         kind: `tcp`, `ipc` or `inproc`.
-        host: Of tcp: as written, `*` for every interface.
+        host: Of tcp: as written, `*` for every interface of IPv4, `::` for every interface of both families.
         port: Of tcp.
         path: Of ipc (a file) and inproc (a name).
     """
@@ -38,6 +43,10 @@ class HubAddress(msgspec.Struct, frozen=True):
         """
         scheme, found, rest = url.partition("://")
         if scheme == "ipc" and found and rest:
+            if len(rest.encode()) > IPC_PATH_BYTES:
+                raise ConfigurationError(
+                    f"the path {rest!r} of a hub has {len(rest.encode())} bytes; the system allows {IPC_PATH_BYTES}"
+                )
             return cls("ipc", path=rest)
         if scheme == "inproc" and found and rest:
             return cls("inproc", path=rest)
@@ -48,7 +57,7 @@ class HubAddress(msgspec.Struct, frozen=True):
             except ValueError:
                 host = port = None
             if host and port and not parts.path:
-                return cls("tcp", host="*" if host in ("0.0.0.0", "::") else host, port=port)
+                return cls("tcp", host="*" if host == "0.0.0.0" else host, port=port)
         raise ConfigurationError(
             f"{url!r} is no address of a hub; write tcp://127.0.0.1:5555, ipc:///run/my.ipc or inproc://name"
         )
@@ -63,7 +72,7 @@ class HubAddress(msgspec.Struct, frozen=True):
         """Would a hub here be heard by other machines?"""
         if self.kind != "tcp":
             return False
-        if self.host == "*":
+        if self.host in ("*", "::"):
             return True
         try:
             return not ipaddress.ip_address(self.resolved()).is_loopback
@@ -90,8 +99,20 @@ class HubAddress(msgspec.Struct, frozen=True):
         """The endpoint for connecting."""
         if self.kind != "tcp":
             return str(self)
-        host = "127.0.0.1" if self.host == "*" else self.resolved()
+        host = self.connects_to()
         return f"tcp://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def connects_to(self) -> str:
+        """The host for connecting, of tcp."""
+        return {"*": "127.0.0.1", "::": "::1"}.get(self.host) or self.resolved()
+
+    def hopeless(self) -> str | None:
+        """Why nobody can hold a hub here or have one, as things are; None: it may be done."""
+        if self.kind == "ipc" and not self.path.startswith("@"):
+            folder = os.path.dirname(os.path.abspath(self.path))
+            if not os.path.isdir(folder):
+                return f"there is no folder {folder}"
+        return None
 
     def listening(self) -> socket.socket | None:
         """A socket that listens here, or None if somebody listens already or the address is on another host.
@@ -103,6 +124,8 @@ class HubAddress(msgspec.Struct, frozen=True):
         listener = socket.socket(family, socket.SOCK_STREAM)
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if host == "::":
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.bind((host, self.port))
             listener.listen(128)
         except OSError:

@@ -14,6 +14,8 @@ from furcula.errors import InputError
 from furcula.transport import MAX_CHANNEL
 
 __all__ = [
+    "CHANNELS",
+    "LAST",
     "NAME_BYTES",
     "OVERHEAD",
     "VERSION",
@@ -53,7 +55,12 @@ OVERHEAD: Final = 64 * 1024
 Name = Annotated[bytes, msgspec.Meta(min_length=NAME_BYTES, max_length=NAME_BYTES)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Channel = Annotated[str, msgspec.Meta(max_length=MAX_CHANNEL)]
-Channels = Annotated[tuple[Channel, ...], msgspec.Meta(min_length=1, max_length=65_536)]
+#: Channels that one subscription may name.
+CHANNELS: Final = 65_536
+#: Senders whose last number a subscriber tells.
+LAST: Final = 2048
+
+Channels = Annotated[tuple[Channel, ...], msgspec.Meta(min_length=1, max_length=CHANNELS)]
 
 
 class Frame(msgspec.Struct, array_like=True, gc=False, forbid_unknown_fields=True):
@@ -76,10 +83,13 @@ class Hello(Frame, tag=1):
     name: Name
     again: bool
     holds: Annotated[list[Hold], msgspec.Meta(max_length=65_536)] = []
+    #: The largest body that it takes.
+    max_body: Annotated[int, msgspec.Meta(ge=1)] = 2**53
 
 
 class Subscribe(Frame, tag=2):
-    """`room`: bodies that may be under way to it. `again`: it was subscribed at the hub before."""
+    """`room`: bodies that may be under way to it. `again`: it was subscribed before, here or at an earlier hub, and has
+    of these senders what they published up to the number in `last`."""
 
     id: Number
     channels: Channels
@@ -88,6 +98,7 @@ class Subscribe(Frame, tag=2):
     block: bool
     room: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
     again: bool
+    last: Annotated[dict[Name, Number], msgspec.Meta(max_length=LAST)] = {}
 
 
 class Unsubscribe(Frame, tag=3):

@@ -30,7 +30,7 @@ from furcula.transports.zmq.frames import OVERHEAD
 from furcula.transports.zmq.hub import Hub
 from furcula.transports.zmq.keys import Keys
 
-__all__ = ["INSIDE", "Held", "aside", "hold", "keep_apart", "let_go"]
+__all__ = ["INSIDE", "Held", "aside", "failures", "hold", "keep_apart", "let_go"]
 
 T = TypeVar("T")
 
@@ -46,6 +46,8 @@ AT_ONCE = 256
 
 _held: dict[tuple[int, str], Held] = {}
 _guard = threading.Lock()
+#: Address -> why it could not be held when that was tried last, where the system gave a reason.
+failures: dict[str, str] = {}
 
 
 class Held:
@@ -113,8 +115,10 @@ class Held:
                 self._router.bind(str(self.address))
             # An inproc name needs no binding of its own: `_held` says who has it.
             self._router.bind(INSIDE)
-        except (zmq.ZMQError, OSError):  # it is taken, on another host, or in no folder
+        except (zmq.ZMQError, OSError) as error:  # it is taken, on another host, or in no folder
+            failures[str(self.address)] = os.strerror(error.errno) if error.errno else str(error)
             return False
+        failures.pop(str(self.address), None)
         return True
 
     def _lock_path(self) -> bool:
@@ -124,7 +128,11 @@ class Held:
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Who held it before takes the file away at its end: a lock on what has no name keeps out nobody.
+            named = os.stat(f"{path}.lock").st_ino == os.fstat(lock).st_ino
         except OSError:
+            named = False
+        if not named:
             os.close(lock)
             return False
         self._lock = lock
@@ -137,6 +145,9 @@ class Held:
         self._thread.join(LINGER_S + 1)
 
     def _close(self) -> None:
+        if self._lock is not None:  # before libzmq closes it: as long as we have the lock, it is nobody else's
+            with contextlib.suppress(OSError):
+                os.unlink(self.address.path)
         self._router.close()
         if self._doorman is not None:
             self._doorman.close(linger=0)
@@ -144,6 +155,8 @@ class Held:
         self._wake_out.close()
         self._wake_in.close()
         if self._lock is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(f"{self.address.path}.lock")
             os.close(self._lock)
 
     def abandon(self) -> None:
@@ -288,10 +301,10 @@ def _after_fork() -> None:
     _inherited.extend(_held.values())  # never ended: their threads and contexts are the parent's
     _held.clear()
     _inherited.extend(_sockets)
-    endpoints = {endpoint for address in _addresses for endpoint in _endpoints(address)}
-    _addresses.clear()
-    if endpoints:
-        _close_connections(endpoints)
+    ends = set(_ends)
+    _ends.clear()
+    if ends:
+        _close_connections(ends)
 
 
 #: Kept, so that nobody closes the sockets of another process by collecting them.
@@ -299,22 +312,23 @@ _inherited: list[Any] = []
 
 
 _sockets: weakref.WeakSet[Any] = weakref.WeakSet()
-_addresses: set[HubAddress] = set()
+#: The ends of connections to hubs: paths, or hosts (None: any of ours) and ports.
+_ends: set[str | tuple[str | None, int]] = set()
 
 
 def keep_apart(address: HubAddress, owner: Any) -> None:
     """After a fork, the child shall not touch the sockets of `owner`, which are connected to this address."""
-    _addresses.add(address)
+    if address.kind == "ipc":
+        _ends.add(address.path)
+    elif address.kind == "tcp":
+        # Resolved now: a forked child should not ask for names.
+        _ends.add((address.connects_to(), address.port))
+        if address.host in ("*", "::"):
+            _ends.add((None, address.port))
     _sockets.add(owner)
 
 
-def _endpoints(address: HubAddress) -> list[Any]:
-    if address.kind == "ipc":
-        return [address.path]
-    return [address.port] if address.kind == "tcp" else []
-
-
-def _close_connections(endpoints: set[Any]) -> None:
+def _close_connections(ends: set[str | tuple[str | None, int]]) -> None:
     """Close inherited connections to hubs: while we keep them open, nobody sees that the parent has gone."""
     try:
         descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
@@ -326,18 +340,21 @@ def _close_connections(endpoints: set[Any]) -> None:
         except OSError:
             continue
         with copy:
-            try:
-                names = [copy.getsockname(), copy.getpeername()]
-            except OSError:
-                try:
-                    names = [copy.getsockname()]
-                except OSError:
-                    continue
-        for name in names:
-            if (name[1] if isinstance(name, tuple) and len(name) > 1 else name) in endpoints:
-                with contextlib.suppress(OSError):
-                    os.close(descriptor)
-                break
+            ours = _is_end(copy.getsockname, ends, here=True) or _is_end(copy.getpeername, ends, here=False)
+        if ours:
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+
+
+def _is_end(ask: Callable[[], Any], ends: set[str | tuple[str | None, int]], *, here: bool) -> bool:
+    try:
+        name = ask()
+    except OSError:
+        return False
+    if not isinstance(name, tuple) or len(name) < 2:
+        return name in ends
+    host, port = str(name[0]).removeprefix("::ffff:"), name[1]
+    return (host, port) in ends or (here and (None, port) in ends)
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -11,7 +11,9 @@ Work queues. What is put is kept until its taker has said what became of it; its
 again at the next hub. What a client had in hand that has gone goes to the next taker, an attempt charged.
 
 The next hub. Clients come from a dead hub with all they had, each at its own time. So what they had sent before waits
-for `settle_s` after the hub's beginning, until the subscribers and takers have had time to come as well.
+for `settle_s` after the hub's beginning, until the subscribers and takers have had time to come as well. A subscriber
+that comes later still, because it was busy or asleep, says what it has had of whom; what was published since is sent
+from the history, and what that has forgotten is counted.
 """
 
 from __future__ import annotations
@@ -101,6 +103,10 @@ class Hub:
         self._due: list[tuple[float, int, _Entry]] = []
         self._ticket = itertools.count()
         self._touched: dict[bytes, _Client] = {}
+        #: Subscriptions of clients that have gone without a farewell -> the place in the history where they began.
+        self._left: OrderedDict[tuple[bytes, int], int] = OrderedDict()
+        #: Who has been told that it is unknown, and when.
+        self._strangers: OrderedDict[bytes, float] = OrderedDict()
 
     # ------------------------------------------------------------------ what is told to it
 
@@ -119,9 +125,18 @@ class Hub:
             self._hello(identity, frame)
         elif client is None:
             self.refuse("unknown client")
-            self._send(identity, Unknown())
+            self._turn_away(identity, now)
         else:
             self._dispatch(client, frame, now)
+
+    def _turn_away(self, identity: bytes, now: float) -> None:
+        """At most once a second each: who sends rubbish and reads nothing shall not fill our memory with answers."""
+        if now - self._strangers.get(identity, float("-inf")) >= 1.0:
+            self._strangers[identity] = now
+            self._strangers.move_to_end(identity)
+            if len(self._strangers) > 4096:
+                self._strangers.popitem(last=False)
+            self._send(identity, Unknown())
 
     def refuse(self, reason: str) -> None:
         self.refused[reason] += 1
@@ -197,6 +212,9 @@ class Hub:
     # ------------------------------------------------------------------ clients
 
     def _hello(self, identity: bytes, hello: Hello) -> None:
+        before = self._clients.get(identity)
+        if before is not None and before.name != hello.name:  # another client speaks from there now
+            self._leave(before, charge=True)
         old = self._names.get(hello.name)
         kept = {(hold.putter, hold.number) for hold in hello.holds}
         in_hand: dict[_Key, _Entry] = {}
@@ -205,7 +223,8 @@ class Hub:
             for key in in_hand:
                 del old.hand[key]
             self._leave(old, charge=True)
-        client = _Client(hello.name, identity, hello.again)
+        client = _Client(hello.name, identity, hello.again, hello.max_body)
+        self._strangers.pop(identity, None)
         self._clients[identity] = self._names[hello.name] = client
         client.hand.update(in_hand)
         for key in kept - in_hand.keys():
@@ -224,12 +243,19 @@ class Hub:
         self._touched.pop(client.identity, None)
         client.outgoing.clear()
         for subscription in list(client.subscriptions.values()):
+            if charge:
+                self._left[(client.name, subscription.asked.id)] = subscription.since
+                if len(self._left) > MANY:
+                    self._left.popitem(last=False)
             self._end(subscription)
         client.subscriptions.clear()
-        for channel in client.waits:
+        for channel in client.waits | client.puts_wait:
             queue = self._queues.get(channel)
             if queue is not None:
                 queue.takers.pop(client, None)
+                if channel in client.puts_wait:
+                    queue.waiting = deque(one for one in queue.waiting if one[0] is not client)
+                self._forget_if_empty(queue)
         # Backwards: each goes to the head of its queue, and they shall stand there as they did.
         hand, client.hand = list(client.hand.values()), {}
         for entry in reversed(hand):
@@ -261,7 +287,8 @@ class Hub:
         old = client.subscriptions.pop(asked.id, None)
         if old is not None:
             self._end(old)
-        subscription = _Subscription(client, asked)
+        place = self._left.pop((client.name, asked.id), 0 if asked.again else self._history.place)
+        subscription = _Subscription(client, asked, place)
         client.subscriptions[asked.id] = subscription
         if asked.prefix:
             self._beginnings.append(subscription)
@@ -271,7 +298,13 @@ class Hub:
         replay = self._history.last(asked.channels, asked.prefix, asked.replay)
         self._send(client.identity, Subscribed(asked.id, len(replay)))
         for channel, body in replay:
-            self._deliver(subscription, b"", 0, channel, body)
+            self._offer(subscription, b"", 0, channel, body)
+        if asked.again:
+            missed, forgotten = self._history.missed(asked.channels, asked.prefix, place, asked.last)
+            if forgotten:
+                self._drop(subscription, forgotten)
+            for channel, body, sender, number in missed:
+                self._offer(subscription, sender, number, channel, body)
 
     def _end(self, subscription: _Subscription) -> None:
         if subscription.asked.prefix:
@@ -311,7 +344,7 @@ class Hub:
                 self._published.move_to_end(client.name)
                 if len(self._published) > MANY:
                     self._published.popitem(last=False)
-                self._history.add(frame.channel, frame.body)
+                self._history.add(frame.channel, frame.body, client.name, frame.number)
             outgoing.popleft()
             self._accept(client, frame.number)
 
@@ -326,12 +359,21 @@ class Hub:
                 return subscription
         for subscription in wanted:
             if subscription.full:
-                subscription.dropped += 1
-                client_of = subscription.client
-                client_of.untold[subscription.asked.id] = subscription.dropped
+                self._drop(subscription, 1)
             else:
-                self._deliver(subscription, client.name, frame.number, frame.channel, frame.body)
+                self._offer(subscription, client.name, frame.number, frame.channel, frame.body)
         return None
+
+    def _drop(self, subscription: _Subscription, count: int) -> None:
+        subscription.dropped += count
+        subscription.client.untold[subscription.asked.id] = subscription.dropped
+
+    def _offer(self, subscription: _Subscription, sender: bytes, number: int, channel: str, body: bytes) -> None:
+        """Deliver, or count it as dropped where it is more than the client takes: libzmq would hang up there."""
+        if len(body) > subscription.client.max_body:
+            self._drop(subscription, 1)
+        else:
+            self._deliver(subscription, sender, number, channel, body)
 
     def _deliver(self, subscription: _Subscription, sender: bytes, number: int, channel: str, body: bytes) -> None:
         subscription.in_flight.append(len(body))
@@ -391,6 +433,7 @@ class Hub:
             self.refuse("over the window")
         else:
             client.waiting_puts += 1
+            client.puts_wait.add(put.channel)
             queue.waiting.append((client, entry))
 
     def _has_room(self, queue: _Queue) -> bool:
@@ -436,23 +479,31 @@ class Hub:
         if queue.restored and not self._settled:
             return
         self._let_in(queue)
+        passed_over: list[_Entry] = []
         while queue.ready and queue.takers:
-            client, wanted = queue.takers.popitem(last=False)
+            entry = queue.ready.popleft()
+            client = next((one for one in queue.takers if len(entry.body) <= one.max_body), None)
+            if client is None:  # larger than anybody who waits takes
+                passed_over.append(entry)
+                continue
+            wanted = queue.takers.pop(client)
             if wanted > 1:
                 queue.takers[client] = wanted - 1
             else:
                 client.waits.discard(queue.channel)
-            entry = queue.ready.popleft()
             entry.attempts += 1
             self._hand(entry, client)
             self._send(client.identity, Taken(*entry.key, entry.attempts, queue.channel, entry.body))
             self._let_in(queue)
+        queue.ready.extendleft(reversed(passed_over))
         self._forget_if_empty(queue)
 
     def _let_in(self, queue: _Queue) -> None:
         while queue.waiting and self._has_room(queue):
             client, entry = queue.waiting.popleft()
             client.waiting_puts -= 1
+            if not client.waiting_puts:
+                client.puts_wait.clear()
             if self._names.get(client.name) is client:
                 self._keep(entry)
                 queue.ready.append(entry)
@@ -499,10 +550,11 @@ class Hub:
 class _Client:
     """One client, on one connection."""
 
-    def __init__(self, name: bytes, identity: bytes, again: bool):
+    def __init__(self, name: bytes, identity: bytes, again: bool, max_body: int):
         self.name = name
         self.identity = identity
         self.again = again
+        self.max_body = max_body
         self.subscriptions: dict[int, _Subscription] = {}
         #: What it published and what has not been accepted.
         self.outgoing: deque[Publish] = deque()
@@ -511,6 +563,8 @@ class _Client:
         #: Losses of its subscriptions that it has not been told.
         self.untold: dict[int, int] = {}
         self.waiting_puts = 0
+        #: Channels of the queues where something it put waits, or did.
+        self.puts_wait: set[str] = set()
         #: Channels of the queues where it waits.
         self.waits: set[str] = set()
         self.hand: dict[_Key, _Entry] = {}
@@ -521,9 +575,11 @@ class _Client:
 
 
 class _Subscription:
-    def __init__(self, client: _Client, asked: Subscribe):
+    def __init__(self, client: _Client, asked: Subscribe, since: int):
         self.client = client
         self.asked = asked
+        #: The place in the history where it began.
+        self.since = since
         self.dropped = 0
         self.read = 0
         #: The sizes of what it has been sent and has not read.

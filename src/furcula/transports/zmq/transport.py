@@ -48,8 +48,8 @@ from furcula.transports.zmq.frames import (
     Unsubscribe,
     Welcome,
 )
-from furcula.transports.zmq.holder import INSIDE, Held, aside, hold, let_go
-from furcula.transports.zmq.hub import WINDOW, Hub
+from furcula.transports.zmq.holder import INSIDE, Held, aside, failures, hold, let_go
+from furcula.transports.zmq.hub import MANY, WINDOW, Hub
 from furcula.transports.zmq.keys import Keys
 from furcula.transports.zmq.line import Line
 
@@ -62,8 +62,12 @@ MAX_BODY: Final = Size("64MiB")
 #: What was accepted is kept for the next hub, should this one die with it: so many bodies, and so many bytes.
 RETAINED = 2 * WINDOW
 RETAINED_BYTES = 32 * 1024 * 1024
+#: A subscriber tells the hub what it has read at the latest when it is so many bytes.
+CREDIT_BYTES = 1024 * 1024
 #: So long one try at a connection takes, and so long closing waits for the hub to have heard the last word.
 TRY_S = 1.0
+#: Between connections that break at once, at most so many seconds.
+LONGEST_PAUSE_S = 2.0
 
 _contexts: dict[int, zmq.Context[zmq.Socket[bytes]]] = {}
 
@@ -108,6 +112,9 @@ class ZmqTransport:
         #: The hub has heard Hello and all that comes with it.
         self._up = False
         self._known = False
+        self._up_at = 0.0
+        #: Connections, one after the other, that broke soon after they had been made.
+        self._short = 0
         self._error: FurculaError | None = None
         self._closed = False
         self._welcome: asyncio.Future[None] | None = None
@@ -133,7 +140,16 @@ class ZmqTransport:
     async def open(self) -> None:
         self._check_open()
         if self._line is None:
-            await self._dial()
+            reason = self.address.hopeless()
+            if reason is not None:
+                raise FurculaError(f"no hub can be on {self.address}: {reason}")
+            try:
+                await self._dial()
+            except BaseException:
+                if self._line is not None and not self._up:
+                    self._line.close()
+                    self._line = None
+                raise
 
     async def _dial(self) -> None:
         """Reach a hub: hold one if nobody does, else connect."""
@@ -142,7 +158,7 @@ class ZmqTransport:
         denied = False
         while True:
             if self._held is None:
-                self._held = await aside(hold, self.address, self._make_hub, self._keys, self._max_body)
+                await self._try_to_hold()
             self._welcome = loop.create_future()
             try:
                 self._line = self._connected()
@@ -151,7 +167,7 @@ class ZmqTransport:
             if self._line is not None:
                 kept = [*self._hand, *((said.putter, said.number) for said in (*self._said, *self._unsaid))]
                 holds = [Hold(*key) for key in dict.fromkeys(kept)]
-                self._line.send(Hello(self._name, self._known, holds))
+                self._line.send(Hello(self._name, self._known, holds, self._max_body))
                 done, _ = await asyncio.wait([self._welcome], timeout=min(TRY_S, max(0.05, deadline - loop.time())))
                 if done:
                     self._tell_all()
@@ -163,6 +179,17 @@ class ZmqTransport:
                 raise self._not_reached(denied)
             await asyncio.sleep(random.uniform(0.01, 0.05))
 
+    async def _try_to_hold(self) -> None:
+        """Who is cancelled here has the hub all the same: the thread that makes it cannot be stopped."""
+        holding = asyncio.ensure_future(aside(hold, self.address, self._make_hub, self._keys, self._max_body))
+        try:
+            await asyncio.wait([holding])
+        except asyncio.CancelledError:
+            await asyncio.wait([holding])
+            self._held = holding.result()
+            raise
+        self._held = holding.result()
+
     def _not_reached(self, denied: bool) -> FurculaError:
         waited = f"within {float(self._connect_timeout):g} s"
         if denied:
@@ -172,7 +199,9 @@ class ZmqTransport:
                 f"no hub answers on {self.address} {waited}, and the address cannot be held here; start what holds it, "
                 f"or see what else listens there"
             )
-        return FurculaError(f"no hub answers on {self.address} {waited}, and it cannot be held here")
+        reason = self.address.hopeless() or failures.get(str(self.address))
+        why = f": {reason}" if reason else ""
+        return FurculaError(f"no hub answers on {self.address} {waited}, and it cannot be held here{why}")
 
     def _make_hub(self, now: float) -> Hub:
         return Hub(size=self._size, history=self._history, max_body=self._max_body, now=now)
@@ -184,13 +213,14 @@ class ZmqTransport:
             context, inside = held.context, INSIDE
         else:
             context = _contexts.get(os.getpid()) or _contexts.setdefault(os.getpid(), zmq.Context())
-        return Line(context, self.address, self._keys, inside, self.promises.max_body, self._receive, self._lost)
+        return Line(context, self.address, self._keys, inside, self._max_body, self._receive, self._lost)
 
     def _tell_all(self) -> None:
         """The first things that a hub hears from us after Hello: all that it may not know."""
         assert self._line is not None
         send = self._line.send
         again, self._known, self._up = self._known, True, True
+        self._up_at = asyncio.get_running_loop().time()
         for subscription in self._subscriptions.values():
             subscription.moved()
             send(subscription.frame())
@@ -228,6 +258,10 @@ class ZmqTransport:
         if self._held is not None:  # it was our own, and its thread has ended
             held, self._held = self._held, None
             await aside(let_go, held)
+        loop = asyncio.get_running_loop()
+        self._short = self._short + 1 if loop.time() - self._up_at < TRY_S else 0
+        if self._short > 1:  # something is wrong with what we say to each other: not as fast as we can
+            await asyncio.sleep(min(0.02 * 2**self._short, LONGEST_PAUSE_S))
         try:
             await self._dial()
         except FurculaError as error:
@@ -304,6 +338,13 @@ class ZmqTransport:
     ) -> Subscription:
         self._check_open()
         policy = check_subscription(channels, replay, when_slow, self.promises, "zmq")
+        size = sum(len(channel.encode()) + 3 for channel in channels)
+        if len(channels) > frames.CHANNELS or size > frames.OVERHEAD // 4 + self.promises.max_body:
+            raise InputError(
+                f"{len(channels)} channels are too many for one subscription; make several, or use a prefix"
+            )
+        if len(self._subscriptions) >= MANY:
+            raise FurculaError(f"a hub allows {MANY} subscriptions for one transport; close some")
         subscription = _Subscription(
             next(self._ids), channels, prefix, replay, policy == "block", self._size, self._send, self._forget
         )
@@ -427,6 +468,17 @@ class ZmqTransport:
                 else:
                     del self._published[number]
                     self._publish_room.release()
+        kept = [one for one in self._retained if len(one.body) <= self.promises.max_body]
+        if len(kept) < len(self._retained):
+            log.error(
+                "the hub on %s takes bodies of %d bytes; %d larger ones that the hub before it had accepted are not "
+                "published again, so who has not got them does not",
+                self.address,
+                self.promises.max_body,
+                len(self._retained) - len(kept),
+            )
+            self._retained = deque(kept)
+            self._retained_bytes = sum(len(one.body) for one in kept)
 
     def _accepted(self, number: int) -> None:
         published = self._published.pop(number, None)
@@ -555,6 +607,8 @@ class _Subscription:
         self._old = 0
         self._read = 0
         self._credited = 0
+        #: Bytes that were read and that the hub has not been told of.
+        self._uncredited_bytes = 0
         self._last: OrderedDict[bytes, int] = OrderedDict()
         self._arrived: asyncio.Future[None] | None = None
         self._closed = False
@@ -567,14 +621,15 @@ class _Subscription:
     def frame(self) -> Subscribe:
         channels, prefix, replay, block, room = self._asked
         again = self.effective.done()
-        return Subscribe(self.id, channels, prefix, 0 if again else replay, block, room, again)
+        last = dict(list(self._last.items())[-frames.LAST :])
+        return Subscribe(self.id, channels, prefix, 0 if again else replay, block, room, again, last)
 
     def moved(self) -> None:
         """There is another hub, which counts from the beginning."""
         self._dropped_before += self.dropped
         self.dropped = 0
         self._old = len(self._unread)
-        self._read = self._credited = 0
+        self._read = self._credited = self._uncredited_bytes = 0
 
     def is_effective(self, replayed: int) -> None:
         if not self.effective.done():
@@ -585,7 +640,7 @@ class _Subscription:
         self.dropped = frame.dropped
         if frame.sender:
             if frame.number <= self._last.get(frame.sender, 0):  # an earlier hub had brought it
-                self._was_read()
+                self._was_read(len(frame.body))
                 return
             self._last[frame.sender] = frame.number
             self._last.move_to_end(frame.sender)
@@ -598,12 +653,15 @@ class _Subscription:
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
 
-    def _was_read(self) -> None:
+    def _was_read(self, size: int) -> None:
         if self._old:
             self._old -= 1
             return
         self._read += 1
-        if self._read - self._credited >= max(1, self._room // 4) or not self._unread:
+        self._uncredited_bytes += size
+        # Seldom: each credit wakes the hub. Where much is under way, bytes fill its limit before bodies do.
+        if self._read - self._credited >= max(1, self._room // 4) or self._uncredited_bytes >= CREDIT_BYTES:
+            self._uncredited_bytes = 0
             self._credited = self._read
             self._send(Credit(self.id, self._read))
 
@@ -611,7 +669,7 @@ class _Subscription:
         while True:
             if self._unread:
                 item = self._unread.popleft()
-                self._was_read()
+                self._was_read(len(item[1]))
                 yield item
             elif self._closed:
                 if self._error is not None:
