@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import pickle
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from furcula.bus import Publisher, Subscriber
+from furcula.bus.background import Background
 from furcula.errors import ConfigurationError, FurculaError, InputError, Stopped
 
 names = itertools.count()
@@ -209,3 +211,48 @@ def test_waiting_costs_next_to_nothing(url: str, publisher: Publisher) -> None:
         used_s, waited_s = time.process_time() - used, time.monotonic() - began
         # 0.5 % is wanted and bench/bus measures it; here a tenth, which polling would exceed many times over.
         assert used_s < waited_s / 10
+
+
+def test_a_message_over_the_limit_is_refused_and_the_others_are_not(tmp_path: Path) -> None:
+    url = f"ipc://{tmp_path}/bus?max_body=20000"
+    with Subscriber(url, "news") as subscriber, Publisher(url) as publisher:
+        publisher.put("news", "y" * 30_000)  # nothing is known of limits before there is a connection
+        publisher.put("news", 0)
+        with pytest.raises(InputError, match="limit"):
+            publisher.flush(20)
+        with pytest.raises(InputError, match="limit"):
+            publisher.put("news", "y" * 30_000)
+        publisher.put("news", 1)
+        publisher.flush(20)
+        assert [subscriber.get(timeout=20) for _ in range(2)] == [0, 1]
+
+
+def test_a_subscriber_that_nobody_has_any_more_holds_up_nobody(url: str) -> None:
+    subscriber = Subscriber(url, "news")
+    with Publisher(url, limit=10) as publisher:
+        publisher.put("news", "first")
+        assert subscriber.get(timeout=20) == "first"
+        del subscriber
+        gc.collect()
+        for _ in range(1000):
+            publisher.put("news", "y" * 3000, timeout=20)
+        publisher.flush(20)
+
+
+def test_what_is_open_at_the_end_of_a_process_shares_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        def close(self, *, timeout: float | None) -> None:
+            assert timeout is not None
+            given.append(timeout)
+            threading.Event().wait(timeout)
+
+    given: list[float] = []
+    monkeypatch.setattr("furcula.bus.background.END_S", 0.1)
+    background = Background()
+    stuck = [Stuck() for _ in range(3)]
+    for one in stuck:
+        background.open.add(one)
+    background.end()
+    background.loop.close()
+    assert given[0] > 0
+    assert given[1:] == [0, 0]  # nothing was left for the others

@@ -9,12 +9,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from furcula.bus import Bus, Envelope, Subscription
 from furcula.bus.bus import FRAME_MESSAGES
 from furcula.errors import FurculaError, InputError, Stopped
+from furcula.options import Size
 from furcula.transports.memory import MemoryTransport
+from furcula.transports.zmq import ZmqTransport
 
 names = itertools.count()
 
@@ -426,3 +429,92 @@ async def test_a_publisher_that_waits_for_room_is_woken_when_the_bus_is_closed()
     with pytest.raises(Stopped):
         await asyncio.wait_for(publishing, 5)
     await transport.close()
+
+
+async def test_frames_and_messages_keep_to_a_limit_that_the_transport_lowers_when_it_opens(tmp_path: Path) -> None:
+    holder = ZmqTransport(f"ipc://{tmp_path}/hub", max_body=Size(20_000))
+    await holder.open()
+    async with Bus(f"ipc://{tmp_path}/hub") as bus:
+        subscription = await bus.subscribe("news")
+        publishing = asyncio.ensure_future(_publish_all(bus, ["x" * 100] * 2000))  # far more than one frame may have
+        assert await some(subscription, 2000) == ["x" * 100] * 2000
+        await publishing
+        with pytest.raises(InputError, match="limit"):
+            await bus.publish("news", "y" * 20_000)
+        await bus.publish("news", "small")
+        assert await some(subscription, 1) == ["small"]
+    await holder.close()
+
+
+async def _publish_all(bus: Bus, messages: list[Any]) -> None:
+    for message in messages:
+        await bus.publish("news", message)
+    await bus.flush()
+
+
+class Sinking(MemoryTransport):
+    """Takes less from the first body on that it is given, as when the next hub allows less than the one before."""
+
+    sunk = 3000
+
+    async def publish(self, channel: str, body: bytes) -> None:
+        self.promises = msgspec.structs.replace(self.promises, max_body=self.sunk)
+        await super().publish(channel, body)
+
+
+async def test_when_the_limit_sinks_only_what_is_too_large_is_refused_and_flush_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bus = Bus(Sinking())
+    subscription = await bus.subscribe("news")
+    messages = ["a" * 900, "b" * 900, "c" * 5000, "d" * 900]
+    for message in messages:
+        await bus.publish("news", message)
+    with pytest.raises(InputError, match="limit"):
+        await bus.flush()
+    assert "not published on 'news'" in caplog.text
+    await bus.publish("news", "later")
+    await bus.flush()
+    assert await some(subscription, 4) == [messages[0], messages[1], messages[3], "later"]
+    assert subscription.lost == 0
+    await bus.close()
+
+
+async def test_flush_waits_for_what_was_in_line_when_it_was_called_and_for_no_more() -> None:
+    async with Bus(MemoryTransport(size=1)) as bus:
+        subscription = await bus.subscribe("news")
+        await bus.publish("news", 1)
+        flushing = asyncio.ensure_future(bus.flush())
+        await asyncio.sleep(0)
+        await bus.publish("other", 2)
+        await bus.publish("news", 3)
+        await bus.publish("other", 4)
+        await bus.publish("news", 5)  # waits: nobody reads
+        await asyncio.wait_for(flushing, 10)
+        behind = asyncio.ensure_future(bus.flush())
+        assert not (await asyncio.wait([behind], timeout=0.05))[0]
+        assert await some(subscription, 3) == [1, 3, 5]
+        await asyncio.wait_for(behind, 10)
+
+
+async def test_who_waits_in_flush_when_the_bus_is_closed_without_draining_is_told() -> None:
+    bus = Bus(MemoryTransport(size=1))
+    await bus.subscribe("news")
+    for number in range(3):
+        await bus.publish("news", number)
+        await asyncio.sleep(0)
+    flushing = asyncio.ensure_future(bus.flush())
+    await asyncio.sleep(0)
+    await bus.close(drain=False)
+    with pytest.raises(Stopped, match="closed"):
+        await asyncio.wait_for(flushing, 10)
+
+
+async def test_what_was_dropped_before_the_first_that_is_read_is_lost_too() -> None:
+    async with Bus(MemoryTransport(size=4)) as bus:
+        subscription = await bus.subscribe("news", when_slow="drop")
+        for number in range(100):
+            await bus.publish("news", number)
+            await bus.flush()
+        assert await some(subscription, 4) == [96, 97, 98, 99]
+        assert subscription.lost == 96

@@ -84,6 +84,36 @@ async def test_what_json_cannot_say_fails_alone(url: str, bench: Bench) -> None:
         await module.stop()
 
 
+async def test_what_is_too_large_fails_alone(bench: Bench, tmp_path: Path) -> None:
+    address = f"ipc://{tmp_path}/hub"
+    module = BusPublish(url=f"{address}?max_body=20000", channel="news")
+    await module.start(bench)
+    async with Bus(address) as bus:
+        subscription = await bus.subscribe("news")
+        with pytest.raises(BatchFailed) as failed:
+            await module.process_batch([Event({1, 2}), Event(1), Event("y" * 20_000), Event(3)])
+        assert sorted(failed.value.errors) == [0, 2]
+        assert [await subscription.get(5), await subscription.get(5)] == [1, 3]
+    await module.stop()
+
+
+async def test_a_subscriber_that_does_not_read_does_not_hold_up_the_stop_for_ever(
+    url: str, bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("furcula.modules.bus.STOP_S", 0.05)
+    narrow = MemoryTransport(size=1, name=url.partition("://")[2])
+    await narrow.subscribe("news", when_slow="block")
+    module = BusPublish(url=url, channel="news")
+    await module.start(bench)
+    await module.process_batch([Event(1)])
+    stuck = asyncio.ensure_future(module.process_batch([Event(2)]))
+    assert not (await asyncio.wait([stuck], timeout=0.05))[0]
+    stuck.cancel()
+    await asyncio.wait_for(module.stop(), 5)
+    assert "what waited to be published is dropped" in caplog.text
+    await narrow.close()
+
+
 async def test_a_source_is_subscribed_when_it_has_started_and_stops_reading_without_room(
     url: str, bench: Bench
 ) -> None:

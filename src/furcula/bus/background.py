@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -20,12 +21,12 @@ __all__ = ["Background", "background"]
 
 T = TypeVar("T")
 
-#: At the end of the process, what is open has so many seconds to flush.
+#: At the end of the process, all that is open has together so many seconds to flush.
 END_S = 10.0
 
 
 class Closable(Protocol):
-    def close(self) -> None: ...
+    def close(self, *, timeout: float | None) -> None: ...
 
 
 class Background:
@@ -39,7 +40,7 @@ class Background:
         self._thread = threading.Thread(target=self._run, name="furcula-bus", daemon=True)
         self._thread.start()
         # Not atexit: that is not called in the children of multiprocessing, this is in both.
-        Finalize(None, self._end, exitpriority=100)
+        Finalize(None, self.end, exitpriority=100)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -61,14 +62,16 @@ class Background:
             future.cancel()
             raise
 
-    def _end(self) -> None:
-        if self.pid != os.getpid():
+    def end(self) -> None:
+        """Close all that is open, within `END_S` seconds together, and end the loop. Called as the process ends."""
+        if self.pid != os.getpid() or not self._thread.is_alive():
             return
+        deadline = time.monotonic() + END_S
         for one in list(self.open):
             with contextlib.suppress(Exception):
-                one.close()
+                one.close(timeout=max(0.0, deadline - time.monotonic()))
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(END_S)
+        self._thread.join(max(1.0, deadline - time.monotonic()))
 
 
 _present: Background | None = None

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
+import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -19,11 +22,15 @@ from furcula.bus.background import Background, background
 from furcula.bus.bus import Bus, channel_names
 from furcula.bus.messages import encode_message
 from furcula.bus.subscription import Envelope, Subscription
-from furcula.errors import FurculaError, Stopped
+from furcula.errors import FurculaError, InputError, Stopped
 from furcula.transport import Loss
 
 __all__ = ["Publisher", "Subscriber"]
 
+log = logging.getLogger("furcula.bus")
+
+#: However little time is left, to disconnect has so many seconds.
+DISCONNECT_S: Final = 0.5
 #: Runs of messages that a subscriber reads ahead of those who ask it.
 AHEAD: Final = 2
 
@@ -55,6 +62,10 @@ class Publisher:
         self._bus: Bus | None = None
         self._moving = False
         self._error: BaseException | None = None
+        self._refused: InputError | None = None
+        #: Messages that were put in line, and those of them that have been sent or refused.
+        self._put = 0
+        self._gone = 0
         self._closed = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -70,7 +81,8 @@ class Publisher:
         Returns when it is in line to be sent. Waits while too much is in line, at most `timeout` seconds.
 
         Raises:
-            TypeError, ValueError: JSON cannot say the message, or a channel has no name.
+            TypeError, ValueError: JSON cannot say the message, a channel has no name, or the message is too large. The
+                limit is known when there is a connection: what was put before and is too large, `flush` tells.
             TimeoutError: There was no room in time; the message is not sent.
             FurculaError: The publisher is closed, or what was put before could not be sent.
         """
@@ -83,7 +95,10 @@ class Publisher:
                 if not room:
                     raise TimeoutError(f"no room on {self._url} within {timeout:g} s")
             self._check()
+            if self._bus is not None and len(raw) > self._bus.max_message:
+                raise InputError(f"a message of {len(raw)} bytes is over the limit of {self._bus.max_message}")
             self._waiting.append((names, raw))
+            self._put += 1
             if not self._moving:
                 self._moving = True
                 self._start().submit(self._move())
@@ -93,14 +108,19 @@ class Publisher:
 
         Raises:
             TimeoutError: It has not in time.
+            InputError: Some of it is larger than the transport takes. The rest was sent, and the publisher goes on.
             FurculaError: It could not be sent.
         """
         self._here()
         with self._changed:
-            if not self._changed.wait_for(lambda: not self._moving or self._error is not None, timeout):
+            until = self._put
+            if not self._changed.wait_for(lambda: self._gone >= until or self._error is not None, timeout):
                 raise TimeoutError(f"not all was sent to {self._url} within {timeout:g} s")
             if self._error is not None:
                 raise self._error
+            refused, self._refused = self._refused, None
+            if refused is not None:
+                raise refused
 
     def close(self, *, drain: bool = True, timeout: float | None = 30) -> None:
         """Send what was put, unless `drain` is False, and disconnect. May be repeated.
@@ -116,13 +136,15 @@ class Publisher:
             if not drain:
                 self._waiting.clear()
             self._changed.notify_all()
+        deadline = None if timeout is None else time.monotonic() + timeout
         try:
             if drain:
                 self.flush(timeout)
         finally:
             bus, self._bus = self._bus, None
             if bus is not None and self._background is not None:
-                self._background.result(bus.close(drain=False), timeout)
+                left = None if deadline is None else max(DISCONNECT_S, deadline - time.monotonic())
+                self._background.result(bus.close(drain=False), left)
 
     def __enter__(self) -> Publisher:
         return self
@@ -165,9 +187,14 @@ class Publisher:
                         break
                     batch, self._waiting = self._waiting, deque()
                     self._changed.notify_all()
-                for names, raw in batch:
-                    bus.append(names, raw)
-                await bus.flush()
+                try:
+                    self._append(bus, batch)
+                    await bus.flush()
+                except InputError as error:
+                    self._refused = error
+                with self._changed:
+                    self._gone += len(batch)
+                    self._changed.notify_all()
         except BaseException as error:
             with self._changed:
                 self._error = error if isinstance(error, FurculaError | ValueError) else FurculaError(str(error))
@@ -179,6 +206,69 @@ class Publisher:
                 self._changed.notify_all()
             if again:
                 self._again = asyncio.ensure_future(self._move())
+
+    def _append(self, bus: Bus, batch: Iterable[tuple[str | tuple[str, ...], bytes]]) -> None:
+        for names, raw in batch:
+            try:
+                bus.append(names, raw)
+            except InputError as error:
+                log.error("not published on %r: %s", names, error)
+                self._refused = error
+
+
+class _Arrivals:
+    """What has come for a Subscriber.
+
+    The task that reads holds this and not the Subscriber, so that one which nobody has any more can be collected.
+    """
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.runs: deque[tuple[str, Any]] = deque()
+        self.room: asyncio.Event | None = None
+        self.ended = False
+        self.closed = False
+        self.error: BaseException | None = None
+
+    async def read(self, subscription: Subscription, room: asyncio.Event) -> None:
+        """Keep a little ahead of those who ask. What is beyond that stays in the transport, which makes others wait."""
+        try:
+            while True:
+                found = await subscription.next_run()
+                if found is None:
+                    break
+                with self.changed:
+                    self.runs.append(found)
+                    self.changed.notify_all()
+                    full = len(self.runs) >= AHEAD and not self.closed
+                    room.clear()
+                if full:
+                    await room.wait()
+        except FurculaError as error:
+            self.error = error
+        finally:
+            with self.changed:
+                self.ended = True
+                self.changed.notify_all()
+
+
+def _abandon(pid: int, background: Background, bus: Bus, arrivals: _Arrivals) -> None:
+    """Nobody has the Subscriber any more, and nobody closed it: end what it had, on its loop."""
+    if pid != os.getpid():
+        return
+
+    def end() -> None:
+        arrivals.closed = True
+        if arrivals.room is not None:
+            arrivals.room.set()
+        _ending.add(task := asyncio.ensure_future(bus.close(drain=False)))
+        task.add_done_callback(_ending.discard)
+
+    with contextlib.suppress(RuntimeError):  # the process is ending
+        background.loop.call_soon_threadsafe(end)
+
+
+_ending: set[asyncio.Future[None]] = set()
 
 
 class Subscriber:
@@ -193,6 +283,8 @@ class Subscriber:
         replay: Begin with the last so many messages of each channel. 1: the last value.
         when_slow: `block` or `drop`; None: what the transport does by default.
         options: For the transport.
+
+    One that nobody has any more is closed, so that publishers do not wait for it.
 
     Raises:
         FurculaError: The address cannot be reached.
@@ -217,16 +309,12 @@ class Subscriber:
 
     def _made(self) -> None:
         self._pid = os.getpid()
-        self._changed = threading.Condition()
-        self._runs: deque[tuple[str, Any]] = deque()
+        self._arrivals = _Arrivals()
         self._place = 0
         self._background: Background | None = None
         self._bus: Bus | None = None
         self._subscription: Subscription | None = None
-        self._room: asyncio.Event | None = None
-        self._ended = False
-        self._closed = False
-        self._error: BaseException | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"url": self._url, "asked": self._asked, "options": self._options}
@@ -255,19 +343,19 @@ class Subscriber:
             FurculaError: The transport has failed.
         """
         self._here()
-        with self._changed:
-            if not self._runs and not self._ended and (block or timeout is not None):
-                self._changed.wait_for(lambda: bool(self._runs) or self._ended, timeout)
-            if not self._runs:
-                if self._error is not None:
-                    raise self._error
+        with self._arrivals.changed:
+            if not self._arrivals.runs and not self._arrivals.ended and (block or timeout is not None):
+                self._arrivals.changed.wait_for(lambda: bool(self._arrivals.runs) or self._arrivals.ended, timeout)
+            if not self._arrivals.runs:
+                if self._arrivals.error is not None:
+                    raise self._arrivals.error
                 return default
-            channel, run = self._runs[0]
+            channel, run = self._arrivals.runs[0]
             place, self._place = self._place, self._place + 1
             message = run.messages[place]
             if self._place == len(run.messages):
                 self._place = 0
-                self._runs.popleft()
+                self._arrivals.runs.popleft()
                 self._read_on()
         if not envelope:
             return message
@@ -282,17 +370,20 @@ class Subscriber:
                 return
             yield message
 
-    def close(self) -> None:
+    def close(self, *, timeout: float | None = 30) -> None:
         """Receive nothing more; what had come is still given. Who waits in `get` is woken. May be repeated."""
         self._here()
-        with self._changed:
-            if self._closed:
+        with self._arrivals.changed:
+            if self._arrivals.closed:
                 return
-            self._closed = self._ended = True
-            self._changed.notify_all()
+            self._arrivals.closed = self._arrivals.ended = True
+            self._arrivals.changed.notify_all()
             self._read_on()
         if self._bus is not None and self._background is not None:
-            self._background.result(self._bus.close(), 30)
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            left = None if timeout is None else max(DISCONNECT_S, timeout)
+            self._background.result(self._bus.close(drain=False), left)
 
     def __enter__(self) -> Subscriber:
         return self
@@ -307,7 +398,7 @@ class Subscriber:
     def _here(self) -> None:
         if self._pid != os.getpid():
             self._made()
-        if self._background is None and not self._closed:
+        if self._background is None and not self._arrivals.closed:
             self._subscribe()
 
     def _subscribe(self) -> None:
@@ -323,34 +414,17 @@ class Subscriber:
             self._subscription = await bus.subscribe(**asked)
         except BaseException:
             await bus.close(drain=False)
-            self._closed = self._ended = True
+            self._arrivals.closed = self._arrivals.ended = True
             raise
         self._bus = bus
-        self._room = asyncio.Event()
-        self._pump = asyncio.ensure_future(self._read(self._subscription, self._room))
-
-    async def _read(self, subscription: Subscription, room: asyncio.Event) -> None:
-        """Keep a little ahead of those who ask. What is beyond that stays in the transport, which makes others wait."""
-        try:
-            while True:
-                found = await subscription.next_run()
-                if found is None:
-                    break
-                with self._changed:
-                    self._runs.append(found)
-                    self._changed.notify_all()
-                    full = len(self._runs) >= AHEAD and not self._closed
-                    room.clear()
-                if full:
-                    await room.wait()
-        except FurculaError as error:
-            self._error = error
-        finally:
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
+        arrivals, subscription = self._arrivals, self._subscription
+        arrivals.room = asyncio.Event()
+        self._pump = asyncio.ensure_future(arrivals.read(subscription, arrivals.room))
+        assert self._background is not None
+        self._finalizer = weakref.finalize(self, _abandon, self._pid, self._background, bus, arrivals)
+        self._finalizer.atexit = False
 
     def _read_on(self) -> None:
-        if self._room is not None and self._background is not None:
+        if self._arrivals.room is not None and self._background is not None:
             with contextlib.suppress(RuntimeError):  # the process is ending
-                self._background.loop.call_soon_threadsafe(self._room.set)
+                self._background.loop.call_soon_threadsafe(self._arrivals.room.set)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import time
@@ -19,6 +20,8 @@ from furcula.transports.asked import check_channel
 from furcula.transports.urls import transport_for
 
 __all__ = ["Bus", "channel_names"]
+
+log = logging.getLogger("furcula.bus")
 
 #: A frame is closed when it has so many bytes or messages, so that readers get on while more is being sent.
 FRAME_BYTES: Final = 256 * 1024
@@ -63,12 +66,17 @@ class Bus:
         self.sender = sender or f"{socket.gethostname()}:{os.getpid()}"
         self._stream = os.urandom(9).hex()
         self._limit = limit
-        self._max_message = self._transport.promises.max_body - OVERHEAD - 4 * len(self.sender)
-        self._frame_bytes = min(FRAME_BYTES, self._max_message)
+        self._measure()
         #: Runs that wait: the channel, when its first message came, the messages.
         self._waiting: deque[_Run] = deque()
         self._waiting_messages = 0
         self._waiting_bytes = 0
+        #: Messages that were put in line, and those of them that have been sent or refused.
+        self._appended = 0
+        self._gone = 0
+        #: Who waits in `flush`, and until how many have gone.
+        self._flushing: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._refused: InputError | None = None
         self._sending: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._error: FurculaError | None = None
@@ -107,6 +115,9 @@ class Bus:
                 self._sending.cancel()
                 await asyncio.wait([self._sending])
             self._let_go()
+            for _, sent in self._flushing:
+                if not sent.done():
+                    sent.set_exception(Stopped("the bus was closed before all was sent"))
             for subscription in list(self._subscriptions):
                 await subscription.close()
             if self._own:
@@ -126,6 +137,18 @@ class Bus:
 
     # ------------------------------------------------------------------ publishing
 
+    @property
+    def max_message(self) -> int:
+        """Bytes that a message may have when it is encoded. The transport may lower it, as when it connects."""
+        if self._promises is not self._transport.promises:
+            self._measure()
+        return self._max_message
+
+    def _measure(self) -> None:
+        self._promises = self._transport.promises
+        self._max_message = max(0, self._promises.max_body - OVERHEAD - 4 * len(self.sender))
+        self._frame_bytes = min(FRAME_BYTES, self._max_message)
+
     async def publish(self, channels: str | Iterable[str], message: Any) -> None:
         """Publish a message on a channel, or on each of several.
 
@@ -144,13 +167,14 @@ class Bus:
         if self._closed or self._error is not None:
             self._refuse()
         size = len(raw)
-        if size > self._max_message:
-            raise InputError(f"a message of {size} bytes is over the limit of {self._max_message}")
+        if size > self.max_message:
+            raise self._too_large(size)
         if type(channels) is str:
             last = self._waiting[-1] if self._waiting else None
             if last is not None and last.channel == channels and last.size + size <= self._frame_bytes:
                 last.messages.append(raw)
                 last.size += size
+                self._appended += 1
                 self._waiting_messages += 1
                 self._waiting_bytes += size
                 return
@@ -166,8 +190,12 @@ class Bus:
             self._waiting.append(last)
         last.messages.append(raw)
         last.size += len(raw)
+        self._appended += 1
         self._waiting_messages += 1
         self._waiting_bytes += len(raw)
+
+    def _too_large(self, size: int) -> InputError:
+        return InputError(f"a message of {size} bytes is over the limit of {self._max_message}")
 
     def _refuse(self) -> None:
         if self._error is not None:
@@ -189,12 +217,19 @@ class Bus:
         """Wait until the transport has accepted all that was published before.
 
         Raises:
+            InputError: Some of it is larger than the transport, whose limit has sunk meanwhile, takes. The rest was
+                sent, and the bus goes on.
             FurculaError: It could not be sent.
         """
-        if self._sending is not None:
-            await asyncio.wait([self._sending])
+        if self._gone < self._appended and self._error is None:
+            sent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._flushing.append((self._appended, sent))
+            await sent
         if self._error is not None:
             raise self._error
+        refused, self._refused = self._refused, None
+        if refused is not None:
+            raise refused
 
     async def _send(self) -> None:
         """Send what waits, run by run, until nothing waits."""
@@ -204,21 +239,58 @@ class Bus:
                 self._waiting_messages -= len(run.messages)
                 self._waiting_bytes -= run.size
                 self._let_go()
-                for begin in range(0, len(run.messages), FRAME_MESSAGES):
-                    await self._send_frame(run, run.messages[begin : begin + FRAME_MESSAGES])
+                await self._send_run(run)
         except FurculaError as error:
             self._error = error
             self._waiting.clear()
             self._let_go()
+            self._went(self._appended - self._gone)
+
+    async def _send_run(self, run: _Run) -> None:
+        """In frames of the size that the transport takes now, which may be less than when the run was begun."""
+        begin, messages = 0, run.messages
+        while begin < len(messages):
+            limit = self.max_message
+            count = self._fitting(messages, begin)
+            if not count:
+                self._refused = self._too_large(len(messages[begin]))
+                log.error("not published on %r: %s", run.channel, self._refused)
+                count = 1
+            else:
+                try:
+                    await self._send_frame(run, messages[begin : begin + count])
+                except InputError as error:
+                    if self.max_message < limit:  # it sank while this was under way
+                        continue
+                    self._refused = error
+                    log.error("not published on %r: %s", run.channel, error)
+            begin += count
+            self._went(count)
+
+    def _fitting(self, messages: list[bytes], begin: int) -> int:
+        """How many of the messages, from this one on, fit into one frame."""
+        size = 0
+        for place in range(begin, min(begin + FRAME_MESSAGES, len(messages))):
+            size += len(messages[place])
+            if size > self._frame_bytes and (size > self._max_message or place > begin):
+                return place - begin
+        return min(FRAME_MESSAGES, len(messages) - begin)
 
     async def _send_frame(self, run: _Run, messages: list[bytes]) -> None:
         sequence = self._sequences.get(run.channel)
         head = (self._stream, self.sender, sequence is None, sequence or 0, self._number, run.time)
+        await self._transport.publish(run.channel, encode_run(head, messages))
         self._sequences[run.channel] = (sequence or 0) + len(messages)
         if sequence is None and len(self._sequences) > STREAMS:
             self._sequences.popitem(last=False)
         self._number += len(messages)
-        await self._transport.publish(run.channel, encode_run(head, messages))
+
+    def _went(self, count: int) -> None:
+        self._gone += count
+        while self._flushing and self._flushing[0][0] <= self._gone:
+            sent = self._flushing.popleft()[1]
+            if not sent.done():
+                sent.set_result(None)
 
     def _let_go(self) -> None:
         if self._room is not None and not self._room.done():

@@ -52,7 +52,6 @@ class Subscription:
     own.
 
     Attributes:
-        lost: Messages that did not come, found by gaps in what one sender published on one channel.
         refused: Bodies that were no frames of a bus, by reason.
     """
 
@@ -64,7 +63,7 @@ class Subscription:
         replay: int,
         ended: Callable[[Subscription], None],
     ):
-        self.lost = 0
+        self._gaps = 0
         self.refused: Counter[str] = Counter()
         self._source = source
         self._frames: AsyncIterator[tuple[str, bytes]] | None = None
@@ -81,6 +80,15 @@ class Subscription:
         self._messages: deque[Any] = deque()
         self._next: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._logged_at = float("-inf")
+
+    @property
+    def lost(self) -> int:
+        """Messages that did not come, found by gaps in what one sender published on one channel.
+
+        What the transport dropped before the first that came leaves no gap; so it is at least the number of bodies,
+        each of one message or more, that the transport says it dropped.
+        """
+        return max(self._gaps, self._source.lost)
 
     async def __aiter__(self) -> AsyncIterator[Any]:
         messages = self._messages
@@ -207,7 +215,7 @@ class Subscription:
         self._runs.append((channel, run))
 
     def _missed(self, count: int, channel: str, sender: str) -> None:
-        self.lost += count
+        self._gaps += count
         now = asyncio.get_running_loop().time()
         if now - self._logged_at >= QUIET_S:
             self._logged_at = now

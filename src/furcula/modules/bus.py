@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from furcula.bus import Bus, Subscription
 from furcula.bus.bus import channel_names
 from furcula.bus.messages import encode_message
-from furcula.errors import DeliveryError, FurculaError, Stopped
+from furcula.errors import DeliveryError, FurculaError, InputError, Stopped
 from furcula.event import Event
 from furcula.module import BatchFailed, Context, Module, Source
 from furcula.options import Duration, Retry, Secret
@@ -17,8 +18,12 @@ from furcula.transport import Loss
 
 __all__ = ["BusPublish", "BusSubscribe"]
 
+log = logging.getLogger("furcula.modules.bus")
+
 #: Waits between tries to reach the transport again.
 BACK_OFF = Retry(delay=Duration(0.1), max_delay=Duration(10))
+#: What still waits to be published when the module stops has so many seconds.
+STOP_S: Final = 5.0
 
 
 def _bus(url: str, sender: str | None, secrets: Mapping[str, Secret | None], options: Mapping[str, Any]) -> Bus:
@@ -73,20 +78,23 @@ class BusPublish(Module):
 
     async def process_batch(self, events: list[Event[Any]]) -> list[Event[Any]]:
         errors: dict[int, BaseException] = {}
-        lines: list[tuple[str | tuple[str, ...], bytes]] = []
+        lines: list[tuple[int, str | tuple[str, ...], bytes]] = []
         for index, event in enumerate(events):
             try:
-                lines.append((self._channels(event), encode_message(event.data)))
+                lines.append((index, self._channels(event), encode_message(event.data)))
             except (TypeError, ValueError, KeyError) as error:
                 errors[index] = error
         try:
             bus = await self._opened()
-            for index, (channels, raw) in enumerate(lines):
-                bus.append(channels, raw)
-                if index % 1000 == 999:
+            for place, (index, channels, raw) in enumerate(lines):
+                try:
+                    bus.append(channels, raw)
+                except InputError as error:  # too large
+                    errors[index] = error
+                if place % 1000 == 999:
                     await bus.room()
             await bus.flush()
-        except ValueError as error:  # one of them is too large, and which is not known from here
+        except InputError as error:  # the limit sank while they were in line, and for which is not known from here
             raise BatchFailed(dict.fromkeys(range(len(events)), error)) from error
         except FurculaError as error:
             await self._forget(error)
@@ -123,8 +131,14 @@ class BusPublish(Module):
 
     async def stop(self) -> None:
         if self._bus is not None:
-            await self._bus.close()
-            self._bus, self._reason = None, "stopped"
+            bus, self._bus, self._reason = self._bus, None, "stopped"
+            try:
+                async with asyncio.timeout(STOP_S):
+                    await bus.flush()
+            except (TimeoutError, FurculaError) as error:
+                log.warning("what waited to be published is dropped: %s", str(error) or f"not sent within {STOP_S:g} s")
+            finally:
+                await bus.close(drain=False)
 
 
 class BusSubscribe(Source):
