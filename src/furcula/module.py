@@ -155,7 +155,9 @@ class Source(Module):
 class BatchFailed(Exception):
     """Raised by a batch function to fail some members of the batch: `BatchFailed({3: error})`.
 
-    The other members go on: as `result` where it is given (without the failed ones), else as they are.
+    The other members go on: as `result` where it is given (without the failed ones), else as they are. With an option
+    `retry`, those of the failed members are tried again whose error it names, unless the error says that this is in
+    vain (`retryable = False`); the others keep their answers meanwhile, and all leave together.
     """
 
     def __init__(self, errors: Mapping[int, BaseException], result: list[Event[Any]] | None = None):
