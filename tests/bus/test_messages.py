@@ -64,6 +64,16 @@ def test_hostile_messages_are_refused(message: bytes) -> None:
         decode_run(body)
 
 
+def test_what_may_be_sent_may_be_received_and_no_more() -> None:
+    def nested(depth: int) -> bytes:
+        return b"\x91" * depth + b"\xc0"
+
+    deepest = decode_run(encode_run(HEAD, [encode_message("x"), nested(100)])).messages[1]
+    assert encode_message(deepest) == nested(100)
+    with pytest.raises(InputError, match="deeply"):
+        decode_run(encode_run(HEAD, [encode_message("x"), nested(101)]))
+
+
 def test_json_that_is_nested_too_deeply_is_refused() -> None:
     text = b"[" * 300 + b"]" * 300
     with pytest.raises(InputError, match="deeply"):

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from furcula.codecs.codec import MAX_DEPTH
+from furcula.codecs.codec import MAX_DEPTH, may_nest
 from furcula.errors import InputError
 
 __all__ = ["OVERHEAD", "VERSION", "Run", "decode_run", "encode_message", "encode_run"]
@@ -150,4 +150,21 @@ def decode_run(body: bytes) -> Run:
         raise InputError(f"a frame of the bus is malformed: {error}") from None
     if run.sequence < 0 or run.number < 0:
         raise InputError("a frame of the bus is malformed: a negative number")
+    if may_nest(body) and _too_deep(run.messages):
+        raise InputError("a frame of the bus is nested too deeply")
     return run
+
+
+def _too_deep(messages: list[Any]) -> bool:
+    """Is a message nested deeper than one may be that is sent? How deep the decoder goes depends on the Python."""
+    level = [message for message in messages if type(message) in (dict, list)]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) in (dict, list)
+        ]
+        if not level:
+            return False
+    return True
