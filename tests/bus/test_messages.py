@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from furcula.bus.messages import decode_run, encode_message, encode_run
+from furcula.codecs.codec import MAX_DEPTH
 from furcula.errors import InputError
 
 EXAMPLES = int(os.environ.get("FURCULA_EXAMPLES", "200"))
@@ -68,10 +69,10 @@ def test_what_may_be_sent_may_be_received_and_no_more() -> None:
     def nested(depth: int) -> bytes:
         return b"\x91" * depth + b"\xc0"
 
-    deepest = decode_run(encode_run(HEAD, [encode_message("x"), nested(100)])).messages[1]
-    assert encode_message(deepest) == nested(100)
+    deepest = decode_run(encode_run(HEAD, [encode_message("x"), nested(MAX_DEPTH)])).messages[1]
+    assert encode_message(deepest) == nested(MAX_DEPTH)
     with pytest.raises(InputError, match="deeply"):
-        decode_run(encode_run(HEAD, [encode_message("x"), nested(101)]))
+        decode_run(encode_run(HEAD, [encode_message("x"), nested(MAX_DEPTH + 1)]))
 
 
 def test_json_that_is_nested_too_deeply_is_refused() -> None:
