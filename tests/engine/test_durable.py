@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +297,16 @@ def stored_numbers(store: Path) -> set[int]:
         return {decode_events(body)[0].data for body in file.peek("orders/work")}
     finally:
         file.close()
+
+
+async def test_what_is_stored_as_text_is_what_it_was_where_the_module_says_its_type(store: Path) -> None:
+    seen: list[Any] = []
+    flow = Flow("orders")
+
+    def note(when: datetime) -> None:
+        seen.append(when)
+
+    when = datetime(2026, 11, 22, 9, 30, tzinfo=UTC)
+    flow.source(lambda: [when], "times") >> flow.module(note, "note", queue={"durable": str(store)})
+    assert_settled(await flow.run_async())
+    assert seen == [when]

@@ -112,8 +112,8 @@ class DurableQueue:
         self._in_hand = 0
         #: Of those in hand in the store, the ones that have not been handed on.
         self._taken = 0
-        #: Done when the one is settled that was in hand when a process died.
-        self._suspect: asyncio.Future[None] | None = None
+        #: A row that was in hand when a process died, and a future that is done when the store knows what became of it.
+        self._suspect: tuple[int, asyncio.Future[None]] | None = None
         self._storing: dict[int, Batch] = {}
         self._next = 0
         self._waiting: deque[tuple[Batch, asyncio.Future[None]]] = deque()
@@ -325,7 +325,7 @@ class DurableQueue:
                     if wait is not None:
                         await wait
                     if self._suspect is not None:
-                        await self._suspect
+                        await self._suspect[1]
                         self._suspect = None
                     if self._slice.over():
                         await self._slice.let_others_run()
@@ -346,7 +346,7 @@ class DurableQueue:
     def _portion(self, rest: deque[Taken]) -> list[Taken]:
         """The next ones to hand on. One that was in hand when a process died goes alone: it may have been the cause."""
         if rest[0].suspect:
-            self._suspect = asyncio.get_running_loop().create_future()
+            self._suspect = (rest[0].id, asyncio.get_running_loop().create_future())
             return [rest.popleft()]
         portion: list[Taken] = []
         while rest and len(portion) < self._batch_limit and not rest[0].suspect:
@@ -413,10 +413,10 @@ class DurableQueue:
     def settled(self, slot: _Stored) -> None:
         """An event of several shares is settled, or one that was not delivered."""
         fate = slot.fate or "dropped"
-        word = verdict(slot, slot.attempts, self._options.max_deliveries)
         if fate == "delivered":
             self.finished(slot.row)
             return
+        word = verdict(slot, slot.attempts, self._options.max_deliveries)
         self._origin.settle(fate, 1, slot.reason)
         self._in_hand -= 1
         self._looked_over()
@@ -428,7 +428,8 @@ class DurableQueue:
         else:
             delay_s = self._options.delay_s(slot.attempts) if word == "again" else 0.0
             with suppress(Stopped):  # a closed store has given back all that was in hand
-                self._when_noted(self._store.back(self._channel, [slot.row], delay_s=delay_s, charged=word == "again"))
+                noting = self._store.back(self._channel, [slot.row], delay_s=delay_s, charged=word == "again")
+                self._when_noted([slot.row], noting)
 
     def _looked_over(self) -> None:
         """What was seen of the store may be true no longer."""
@@ -448,7 +449,7 @@ class DurableQueue:
 
     def _gone(self, rows: list[int]) -> None:
         try:
-            self._when_noted(self._store.done(self._channel, rows))
+            self._when_noted(rows, self._store.done(self._channel, rows))
         except Stopped:
             text = "%s: %d event(s) were settled after the store was closed; they come again"
             _log.error(text, self.name, len(rows))
@@ -459,11 +460,11 @@ class DurableQueue:
         self._room = min(self._room + count, self._options.size)
         self._let_in()
 
-    def _when_noted(self, noting: asyncio.Future[None]) -> None:
+    def _when_noted(self, rows: list[int], noting: asyncio.Future[None]) -> None:
         """The next suspect goes out only when the store knows what became of the last one, or it would be charged."""
-        suspect = self._suspect
-        if suspect is not None:
-            noting.add_done_callback(lambda _: None if suspect.done() else suspect.set_result(None))
+        if self._suspect is not None and self._suspect[0] in rows:
+            _, noted = self._suspect
+            noting.add_done_callback(lambda _: None if noted.done() else noted.set_result(None))
 
     def _reject(self, row: int, failure: Failure, attempts: int) -> None:
         flow, origin, channel = self._flow, self._origin.name, self._channel
@@ -475,7 +476,8 @@ class DurableQueue:
             )  # fmt: skip
 
         try:
-            self._when_noted(self._store.do(lambda file: file.reject(channel, row, letter), stubborn=True))
+            noting = self._store.do(lambda file: file.reject(channel, row, letter), stubborn=True)
+            self._when_noted([row], noting)
         except Stopped:
             _log.error("%s: an event was rejected after the store was closed; it comes again", self.name)
         self._made_room(1)
