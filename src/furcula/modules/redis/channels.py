@@ -9,8 +9,9 @@ from redis.asyncio.client import PubSub
 
 from furcula.modules.consuming import Consuming, Lost
 from furcula.modules.endpoint import Tls
-from furcula.modules.producing import TIMEOUT, Producing
-from furcula.modules.redis.client import BROKEN, Redis, ResponseError, connect, endpoint_of, executed
+from furcula.modules.producing import TIMEOUT
+from furcula.modules.redis.client import BROKEN, Redis, ResponseError, connect, endpoint_of
+from furcula.modules.redis.pipeline import Pipeline
 from furcula.modules.sending import Destination, Outgoing
 from furcula.modules.taking import AGAIN_AFTER, PREFETCH, Message, Told
 from furcula.options import Duration, Secret
@@ -106,7 +107,7 @@ class Subscribe(Consuming[_Subscribed]):
         """There is nobody to tell."""
 
 
-class Publish(Producing[Redis]):
+class Publish(Pipeline):
     """Publish each event's data on a Redis channel.
 
     A batch is one round trip. An event is delivered when the server has answered; whether anybody was listening is not
@@ -124,8 +125,6 @@ class Publish(Producing[Redis]):
         tls: {ca_file, cert_file, key_file, verify}.
         timeout: Seconds that connecting, or sending a batch, may take.
     """
-
-    broken = BROKEN
 
     def __init__(
         self,
@@ -146,14 +145,5 @@ class Publish(Producing[Redis]):
             tls=tls,
         )
 
-    async def _connect(self, lost: Lost) -> Redis:
-        return await connect(self._endpoint, tls=self._tls, folder=self._context.folder, timeout_s=self._timeout)
-
-    async def _disconnect(self, client: Redis) -> None:
-        await client.aclose()
-
-    async def _send(self, client: Redis, batch: list[Outgoing]) -> dict[int, BaseException]:
-        pipeline = client.pipeline(transaction=False)
-        for sent in batch:
-            pipeline.publish(sent.to, sent.body)
-        return await executed(pipeline, batch, self._endpoint)
+    def _command(self, pipeline: Any, sent: Outgoing) -> None:
+        pipeline.publish(sent.to, sent.body)

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from furcula.errors import MissingExtra
 from furcula.modules.endpoint import Endpoint, Tls
-from furcula.modules.sending import Outgoing, Refused, Unavailable
 from furcula.options import Secret
 
 try:
@@ -21,7 +20,18 @@ try:
 except ImportError:
     raise MissingExtra("a module of Redis", "redis") from None
 
-__all__ = ["BLOCK_S", "BROKEN", "Redis", "ResponseError", "connect", "endpoint_of", "executed", "host_name"]
+__all__ = [
+    "BLOCK_S",
+    "BROKEN",
+    "OutOfMemoryError",
+    "ReadOnlyError",
+    "Redis",
+    "RedisError",
+    "ResponseError",
+    "connect",
+    "endpoint_of",
+    "host_name",
+]
 
 #: What says that a connection does not work any more.
 BROKEN: Final = (OSError, EOFError, NoConnection, NoAnswer)
@@ -71,19 +81,6 @@ async def connect(endpoint: Endpoint, *, tls: Tls | None, folder: Path, timeout_
         await client.aclose()
         raise
     return client
-
-
-async def executed(pipeline: Any, batch: list[Outgoing], endpoint: Endpoint) -> dict[int, BaseException]:
-    """Send a pipeline that has one command for each event. Gives the errors of those that the server would not do."""
-    errors: dict[int, BaseException] = {}
-    for sent, answer in zip(batch, await pipeline.execute(raise_on_error=False), strict=True):
-        if isinstance(answer, OutOfMemoryError | ReadOnlyError):
-            errors[sent.index] = Unavailable(f"{endpoint}: {sent.to}: {answer}")
-        elif isinstance(answer, BROKEN):
-            raise answer
-        elif isinstance(answer, RedisError):
-            errors[sent.index] = Refused(f"{endpoint}: {sent.to}: {answer}")
-    return errors
 
 
 def host_name() -> str:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from furcula.modules.consuming import Consuming, Lost
 from furcula.modules.endpoint import Tls
-from furcula.modules.producing import TIMEOUT, Producing
+from furcula.modules.producing import TIMEOUT
 from furcula.modules.redis.client import (
     BLOCK_S,
     BROKEN,
@@ -15,9 +15,9 @@ from furcula.modules.redis.client import (
     ResponseError,
     connect,
     endpoint_of,
-    executed,
     host_name,
 )
+from furcula.modules.redis.pipeline import Pipeline
 from furcula.modules.sending import Destination, Outgoing
 from furcula.modules.taking import AGAIN_AFTER, PREFETCH, Message, Told, Tries
 from furcula.options import Duration, Secret
@@ -150,7 +150,7 @@ class Pop(Consuming[Redis]):
             self._tries.note(told.message.body, told)
 
 
-class Push(Producing[Redis]):
+class Push(Pipeline):
     """Push each event's data to the right end of a Redis list.
 
     A batch is one round trip. An event is delivered when the server has answered; that it is on the disk then is the
@@ -170,8 +170,6 @@ class Push(Producing[Redis]):
         timeout: Seconds that connecting, or sending a batch, may take.
     """
 
-    broken = BROKEN
-
     def __init__(
         self,
         *,
@@ -188,14 +186,5 @@ class Push(Producing[Redis]):
             endpoint_of(url, user, password), Destination("list", list, list_from, codec), timeout=timeout, tls=tls
         )
 
-    async def _connect(self, lost: Lost) -> Redis:
-        return await connect(self._endpoint, tls=self._tls, folder=self._context.folder, timeout_s=self._timeout)
-
-    async def _disconnect(self, client: Redis) -> None:
-        await client.aclose()
-
-    async def _send(self, client: Redis, batch: list[Outgoing]) -> dict[int, BaseException]:
-        pipeline = client.pipeline(transaction=False)
-        for sent in batch:
-            pipeline.rpush(sent.to, sent.body)
-        return await executed(pipeline, batch, self._endpoint)
+    def _command(self, pipeline: Any, sent: Outgoing) -> None:
+        pipeline.rpush(sent.to, sent.body)

@@ -11,7 +11,7 @@ import msgspec
 
 from furcula.modules.consuming import Consuming, Lost
 from furcula.modules.endpoint import Tls
-from furcula.modules.producing import TIMEOUT, Producing
+from furcula.modules.producing import TIMEOUT
 from furcula.modules.redis.client import (
     BLOCK_S,
     BROKEN,
@@ -19,9 +19,9 @@ from furcula.modules.redis.client import (
     ResponseError,
     connect,
     endpoint_of,
-    executed,
     host_name,
 )
+from furcula.modules.redis.pipeline import Pipeline
 from furcula.modules.sending import Destination, Outgoing
 from furcula.modules.taking import AGAIN_AFTER, PREFETCH, Message, Told
 from furcula.options import Duration, Secret
@@ -231,7 +231,7 @@ def _flat(decoded: Any) -> dict[Any, Any]:
     return decoded if isinstance(decoded, dict) else {}
 
 
-class Append(Producing[Redis]):
+class Append(Pipeline):
     """Append each event's data to a Redis stream (XADD).
 
     A batch is one round trip. An event is delivered when the server has answered; that it is on the disk then is the
@@ -253,8 +253,6 @@ class Append(Producing[Redis]):
         tls: {ca_file, cert_file, key_file, verify}.
         timeout: Seconds that connecting, or sending a batch, may take.
     """
-
-    broken = BROKEN
 
     def __init__(
         self,
@@ -279,14 +277,5 @@ class Append(Producing[Redis]):
         self._max_length = max_length
         self._field = field
 
-    async def _connect(self, lost: Lost) -> Redis:
-        return await connect(self._endpoint, tls=self._tls, folder=self._context.folder, timeout_s=self._timeout)
-
-    async def _disconnect(self, client: Redis) -> None:
-        await client.aclose()
-
-    async def _send(self, client: Redis, batch: list[Outgoing]) -> dict[int, BaseException]:
-        pipeline: Any = client.pipeline(transaction=False)
-        for sent in batch:
-            pipeline.xadd(sent.to, {**sent.headers, self._field: sent.body}, maxlen=self._max_length)
-        return await executed(pipeline, batch, self._endpoint)
+    def _command(self, pipeline: Any, sent: Outgoing) -> None:
+        pipeline.xadd(sent.to, {**sent.headers, self._field: sent.body}, maxlen=self._max_length)
