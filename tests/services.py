@@ -21,9 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-import pytest
-
-__all__ = ["Mosquitto", "Nats", "Postgres", "Rabbit", "Redis", "Server", "free_port", "running"]
+__all__ = ["Mosquitto", "Nats", "Postgres", "Rabbit", "Redis", "Server", "free_port", "program", "running"]
 
 STARTED_WITHIN_S = 60
 ENDED_WITHIN_S = 30
@@ -39,6 +37,8 @@ def free_port() -> int:
 
 def missing(what: str) -> None:
     """What a test needs is not there."""
+    import pytest  # the bench starts servers too, and has none
+
     message = f"{what} is not installed; run scripts/services"
     if os.environ.get("CI") or os.environ.get("FURCULA_CI"):
         pytest.fail(message)

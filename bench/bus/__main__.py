@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import socket
 import statistics
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.services import free_port
 from tests.transports.nats_server import NatsServer
 
 from bench.bus import queues, streams
@@ -26,9 +26,7 @@ __all__ = ["main"]
 
 
 def _address() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 def _ratio(subject: Callable[[], float], reference: Callable[[], float], repeats: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.transports.test_zmq import free_port
+from tests.services import free_port
 
 from furcula.bus import Bus, Subscriber
 

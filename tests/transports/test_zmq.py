@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import zmq
+from tests.services import free_port
 
 from furcula import Director, Event, Flow
 from furcula.options import Size
@@ -19,12 +20,6 @@ from furcula.transports.zmq import ZmqTransport
 from furcula.transports.zmq.frames import Hello, Publish, encode
 
 PROMISES = Promises(order=True, replay=True, reports=True, loss=("block", "drop"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class ZmqSuite(TransportSuite):

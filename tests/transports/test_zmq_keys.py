@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import zmq
 import zmq.auth
-from tests.transports.test_zmq import free_port
+from tests.services import free_port
 
 from furcula.bus import Bus
 from furcula.errors import ConfigurationError, FurculaError

@@ -15,8 +15,8 @@ import warnings
 from pathlib import Path
 
 import pytest
+from tests.services import free_port
 from tests.transports.peers import peer
-from tests.transports.test_zmq import free_port
 
 from furcula.bus import Bus
 from furcula.errors import ConfigurationError, FurculaError, InputError

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import socket
-
 import pytest
 from tests.compat.shellbot.context import Settings
+from tests.services import free_port
 
 
 @pytest.fixture
 def address() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"tcp://127.0.0.1:{found.getsockname()[1]}"
+    return f"tcp://127.0.0.1:{free_port()}"
 
 
 @pytest.fixture
