@@ -22,7 +22,8 @@ def room(settings: Settings, name: str, ready: Any) -> None:
     with Bus(settings).subscribe(name) as subscriber:
         ready.wait(30)
         while (message := subscriber.get(block=True)) != "end":
-            print(f"{name}: {message}", flush=True)
+            # The line and its end in one write: the other rooms write to the same terminal.
+            print(f"{name}: {message}\n", end="", flush=True)
 
 
 def group(settings: Settings) -> None:
