@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import NamedTuple
 
-from bench import broker, durable, flows, latency, memory, startup, waiting, work
+from bench import broker, computing, durable, flows, latency, memory, startup, waiting, work
 from bench.measure import Run, pairs
 from bench.queue_chain import queue_chain
 
@@ -102,6 +102,20 @@ ROWS = [
         waiting.gather_in_chunks,
         ">= 3 x",
         part=0.1,
+    ),
+    _ratio(
+        "furcula, two processes that compute",
+        computing.in_processes,
+        "ProcessPoolExecutor, chunks of 100",
+        computing.in_executor,
+        ">= 0.9 x",
+        part=0.25,
+    ),
+    _ratio(
+        "furcula, two processes, a tiny function",
+        computing.tiny_in_processes,
+        "the same flow in the loop",
+        computing.tiny_in_loop,
     ),
     _ratio(
         "durable queue, in batches",

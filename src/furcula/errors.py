@@ -38,6 +38,7 @@ __all__ = [
     "StoreError",
     "StoreUnavailable",
     "Unanswered",
+    "WorkerDied",
     "nearest",
 ]
 
@@ -126,6 +127,12 @@ class ModuleTimeout(DeliveryError, TimeoutError):
     """A module did not finish an event within its `timeout`."""
 
     status = 504
+
+
+class WorkerDied(DeliveryError):
+    """The process that was handling the event ended: by a signal, for want of memory, or by its own doing."""
+
+    status = 503
 
 
 class CircuitOpen(DeliveryError):

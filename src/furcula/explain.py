@@ -342,6 +342,8 @@ class _Teller:
                     f"the durable queue of {place.name} hands out again what was in hand at a crash, and up to "
                     f"{queue.max_deliveries} times what failed in a way worth another try"
                 )
+            if place.options.processes is not None:
+                yield f"{place.name} handles again what one of its processes had in hand when it died"
             retry = place.options.retry
             if retry is not None and retry.attempts > 1:
                 yield f"{place.name} may handle an event up to {retry.attempts} times (retry)"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from furcula.errors import ConfigurationError, Problem, nearest
 from furcula.graph import EXCEPTION_PORTS, Edge, Place, Route, components, edges, sink_side
 from furcula.module import Module, types_meet
+from furcula.naming import encode_arguments, import_name
 from furcula.options import Durable
 
 __all__ = ["problems", "warnings"]
@@ -129,11 +131,16 @@ def _option_problems(place: Place) -> list[Problem]:
         found.append(Problem(f"{place.name} {message}", f"modules.{place.name}.{option}", place.location))
 
     waits = handling is None or handling.waits
-    if options.timeout is not None and not options.thread and not waits:
+    if options.timeout is not None and not options.thread and not waits and options.processes is None:
         wrong("timeout", "is a plain function and cannot be interrupted: a timeout needs a coroutine, or thread: true")
     if options.thread and handling is not None and handling.waits:
         wrong("thread", "is a coroutine; thread: true is for functions that block")
-    if options.concurrency > 1 and not options.thread and not waits and not place.is_source:
+    if options.processes is not None:
+        found += [
+            Problem(f"{place.name} {message}", f"modules.{place.name}.processes", place.location)
+            for message in _process_problems(place)
+        ]
+    elif options.concurrency > 1 and not options.thread and not waits and not place.is_source:
         wrong(
             "concurrency",
             "is a plain function and never waits: concurrency above 1 needs a coroutine, or thread: true",
@@ -160,6 +167,46 @@ def _option_problems(place: Place) -> list[Problem]:
             if getattr(options, option):
                 wrong(option, f"takes whole batches; {option} is for single events")
     return found
+
+
+def _process_problems(place: Place) -> Iterator[str]:
+    """Why a module cannot run in processes of its own."""
+    options, handling = place.options, place.handling
+    if place.is_source:
+        yield "is a source; processes is for modules with an inbox only"
+        return
+    if handling is not None and handling.waits:
+        yield "is a coroutine; processes is for plain functions that compute. One that waits needs no process"
+    if options.thread:
+        yield "has thread: true and processes; choose one of them"
+    if options.concurrency > 1:
+        yield "has concurrency and processes; each of its processes handles one event at a time"
+    if isinstance(place.subject, type):
+        yield from _class_problems(place.subject)
+    try:
+        import_name(place.subject)
+    except ValueError as error:
+        yield f"{error}. A process of its own finds it by its name"
+    for name, value in place.arguments.items():
+        try:
+            encode_arguments(value)
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            yield (
+                f"has the argument {name!r}, whose value of type {type(value).__name__} cannot be told to another "
+                "process: give it in the form that YAML would have, as text or numbers"
+            )
+
+
+def _class_problems(subject: type) -> Iterator[str]:
+    for method in ("flush", "unready"):
+        if hasattr(subject, method):
+            yield f"defines {method}(), which would be asked of a process that has its own part of the events only"
+    own = [name for name in dir(subject) if name.startswith("process_") and name != "process_batch"]
+    if own:
+        yield f"defines {own[0]}(): with processes all inboxes are handled alike"
+    for method in ("start", "stop"):
+        if inspect.iscoroutinefunction(getattr(subject, method, None)):
+            yield f"awaits in {method}(), and there is no event loop in a process of its own"
 
 
 def _making_problems(place: Place) -> list[Problem]:

@@ -424,3 +424,13 @@ def test_ports_of_types_that_do_not_meet_are_found_when_the_flow_is_checked() ->
     flow["source"] >> flow.module(number) >> flow.module(words) >> flow.module(Sink(), "sink")
     with pytest.raises(ConfigurationError, match=r"number -> words: number gives int and words takes list\[str\]"):
         flow.check()
+
+
+def test_a_class_is_a_function_of_bare_data_too() -> None:
+    flow = Flow()
+    got: list[object] = []
+    source = flow.source([1, 2], "source")
+    sink = flow.module(lambda event: got.append(event.data), "sink")
+    source >> flow.map(str, "text") >> sink
+    flow.run()
+    assert got == ["1", "2"]

@@ -129,7 +129,9 @@ def _module_plan(place: Place, region: int | None, queue_everywhere: int | None)
     overflow = "block" if isinstance(options.queue, Durable) else options.overflow
     size = queue_everywhere or places or DEFAULT_SIZE
     why = ""
-    if handling is not None and handling.waits:
+    if options.processes is not None:
+        why = "a process" if options.processes == 1 else f"{options.processes} processes"
+    elif handling is not None and handling.waits:
         why = "a coroutine"
     elif options.thread:
         why = "a thread"

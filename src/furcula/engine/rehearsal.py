@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import msgspec
+
 from furcula.engine.director import Director
 from furcula.engine.moving import MovingLoop, run_moving
 from furcula.engine.statistics import Statistics
@@ -81,6 +83,9 @@ def _rehearsed(
     feeding = {route.source for route in flow.routes if route.outbox not in EXCEPTION_PORTS}
     for name, place in flow.places.items():
         changed = _twin(place)
+        stands_in = name in replace or (not place.is_source and name not in feeding and name not in keep)
+        if stands_in and place.options.processes is not None:  # no other process could find what stands in for it
+            changed.options = msgspec.structs.replace(place.options, processes=None, timeout=None)
         if name in replace:
             changed.subject, changed.bound = replace[name], {}
             changed.handling = None if place.is_source else describe(replace[name])
