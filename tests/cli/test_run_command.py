@@ -169,6 +169,26 @@ def test_a_second_signal_ends_at_once_with_130(folder):
     assert told.endswith("ended at once by a second signal\n")
 
 
+def test_the_live_table_shows_the_workers_below_their_sum(folder):
+    from furcula.cli.figures import LiveTable
+    from furcula.engine.statistics import FlowStatistics, ModuleStatistics, Statistics
+    from furcula.workers.figures import WorkerFigures
+
+    table = LiveTable()
+    sums = Statistics(
+        "flow", FlowStatistics(admitted=5, open=5), {}, {"price": ModuleStatistics(received=5)}, seconds=1
+    )
+    table.update(sums, [WorkerFigures("main/0", 123, "running", 2, sums), WorkerFigures("main/1", 0, "waiting", 1)])
+    from rich.console import Console
+
+    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    with console.file:
+        console.print(table._live.get_renderable())
+        lines = [line.split() for line in console.export_text().splitlines()]
+    assert ["main/0", "123", "running", "2", "5", "0", "0", "0", "5"] in lines
+    assert ["main/1", "waiting", "1"] in lines
+
+
 def test_the_live_table_shows_the_modules(folder):
     from furcula.cli.figures import LiveTable
     from furcula.engine.statistics import FlowStatistics, ModuleStatistics, Statistics

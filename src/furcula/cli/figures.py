@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Group
+    from rich.table import Table
+
     from furcula.engine.statistics import ModuleStatistics, Statistics
+    from furcula.workers.figures import WorkerFigures
 
-__all__ = ["LiveTable", "report", "table"]
+__all__ = ["LiveTable", "report", "table", "worker_lines"]
 
+_WORKERS = ("worker", "process", "state", "restarts", "admitted", "delivered", "dropped", "failed", "open")
 _HEAD = ("module", "received", "sent", "delivered", "dropped", "failed", "queue", "p50", "p99")
 
 
@@ -25,6 +30,19 @@ def report(statistics: Statistics) -> str:
 def table(statistics: Statistics) -> list[str]:
     """A line for each module under a line of headings, in columns."""
     return _aligned([_HEAD, *(_row(name, module) for name, module in statistics.modules.items())])
+
+
+def worker_lines(workers: Sequence[WorkerFigures]) -> list[str]:
+    """A line for each worker under a line of headings, in columns."""
+    return _aligned([_WORKERS, *(_worker_row(worker) for worker in workers)])
+
+
+def _worker_row(worker: WorkerFigures) -> tuple[str, ...]:
+    figures = worker.statistics
+    counts: tuple[str, ...] = ("",) * 5
+    if figures is not None:
+        counts = tuple(map(str, (figures.admitted, figures.delivered, figures.dropped, figures.failed, figures.open)))
+    return (worker.name, str(worker.pid or ""), worker.state, str(worker.restarts), *counts)
 
 
 def _row(name: str, module: ModuleStatistics) -> tuple[str, ...]:
@@ -71,8 +89,8 @@ class LiveTable:
     def __exit__(self, *error: Any) -> None:
         self._live.__exit__(*error)
 
-    def update(self, statistics: Statistics) -> None:
-        """Show `statistics`, with the rates since the last time."""
+    def update(self, statistics: Statistics, workers: Sequence[WorkerFigures] = ()) -> None:
+        """Show `statistics`, with the rates since the last time, and the workers whose sum they are."""
         from rich.table import Table
 
         passed = max(statistics.seconds - self._seconds, 1e-9)
@@ -87,4 +105,16 @@ class LiveTable:
             shown.add_row(name + paused, *cells, duration(module.p50_us), duration(module.p99_us))
         self._received = {name: module.received for name, module in statistics.modules.items()}
         self._seconds = statistics.seconds
-        self._live.update(shown, refresh=True)
+        self._live.update(_below(shown, workers) if workers else shown, refresh=True)
+
+
+def _below(shown: Table, workers: Sequence[WorkerFigures]) -> Group:
+    from rich.console import Group
+    from rich.table import Table
+
+    lines = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(_WORKERS):
+        lines.add_column(heading, justify="right" if index else "left")
+    for worker in workers:
+        lines.add_row(*_worker_row(worker))
+    return Group(shown, "", lines)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
-__all__ = ["FlowStatistics", "ModuleStatistics", "OriginStatistics", "Statistics"]
+__all__ = ["FlowStatistics", "ModuleStatistics", "OriginStatistics", "Statistics", "summed"]
+
+T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 
 class OriginStatistics(msgspec.Struct, frozen=True):
@@ -131,3 +135,57 @@ class Statistics(msgspec.Struct, frozen=True):
             f"admitted {total.admitted} = delivered {total.delivered} + dropped {total.dropped} "
             f"+ failed {total.failed} + in flight {total.open}"
         )
+
+
+def summed(parts: Iterable[Statistics], flow: str = "") -> Statistics:
+    """The figures of several processes that run the same flow, or parts of it, in one.
+
+    Counts are added up. `seconds` is the longest; a module is `paused` if it is in any of them. Of latencies the
+    largest is given, where several have some: that of all together is not above it, and without their histograms
+    nothing closer can be said.
+
+    Args:
+        parts: What to add up.
+        flow: The name, if there are no parts.
+    """
+    found = list(parts)
+    return Statistics(
+        flow=found[0].flow if found else flow,
+        total=_added(FlowStatistics, [part.total for part in found]),
+        origins={
+            name: _added(OriginStatistics, same) for name, same in _by_name(part.origins for part in found).items()
+        },
+        modules={
+            name: _added(ModuleStatistics, same) for name, same in _by_name(part.modules for part in found).items()
+        },
+        routes={name: sum(same) for name, same in _by_name(part.routes for part in found).items()},
+        abandoned={name: sum(same) for name, same in _by_name(part.abandoned for part in found).items()},
+        seconds=max((part.seconds for part in found), default=0.0),
+    )
+
+
+#: What is not added up.
+_LARGEST = frozenset(("p50_us", "p99_us", "paused"))
+
+
+def _by_name(tables: Iterable[Mapping[str, T]]) -> dict[str, list[T]]:
+    found: dict[str, list[T]] = {}
+    for table in tables:
+        for name, value in table.items():
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def _added(kind: type[S], parts: Sequence[S]) -> S:
+    if len(parts) == 1:
+        return parts[0]
+    figures: dict[str, Any] = {}
+    for name in kind.__struct_fields__:
+        values = [getattr(part, name) for part in parts]
+        if name == "reasons":
+            figures[name] = {reason: sum(counts) for reason, counts in _by_name(values).items()}
+        elif name in _LARGEST:
+            figures[name] = max(values, default=0)
+        else:
+            figures[name] = sum(values)
+    return kind(**figures)

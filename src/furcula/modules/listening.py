@@ -8,7 +8,6 @@ datagrams, then drops, counts and logs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import socket
 from collections import deque
@@ -21,6 +20,7 @@ from furcula.event import Event
 from furcula.module import Context
 from furcula.modules.address import Address, peer_name
 from furcula.modules.received import admit, admit_both, invalid
+from furcula.sockets import BACKLOG, Wanted, is_handed, listening
 
 __all__ = ["TcpListener", "UdpListener", "cannot_listen"]
 
@@ -60,28 +60,32 @@ class TcpListener:
         self.ceased = False
         self._wanted = address
         self._reuse_port = reuse_port
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
-        host, port = self._wanted.host, self._wanted.port
+        wanted = Wanted(self.context.name, "tcp", self._wanted.host, self._wanted.port, self._reuse_port)
         try:
-            self._server = await loop.create_server(
-                lambda: _Connection(self), host, port, reuse_port=self._reuse_port or None
-            )
+            given = await listening(wanted)
+            while given:
+                server = await loop.create_server(lambda: _Connection(self), sock=given[0], backlog=BACKLOG)
+                self._servers.append(server)
+                del given[0]
         except OSError as error:
+            for server in self._servers:
+                server.close()
             raise cannot_listen(self.context, self._wanted, error) from error
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port as bound."""
-        return [s.getsockname()[:2] for s in self._server.sockets] if self._server else []
+        return [opened.getsockname()[:2] for server in self._servers for opened in server.sockets]
 
     async def cease(self) -> None:
         """Accept nothing more and read nothing more. Returns when what was read is admitted."""
         self.ceased = True
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         for connection in self.connections:
             connection.cease()
         if waiting := [connection.waiting for connection in self.connections if connection.waiting is not None]:
@@ -91,10 +95,10 @@ class TcpListener:
         self.ceased = True
         for connection in list(self.connections):
             connection.close()
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
-            await asyncio.sleep(0)  # transports close their sockets one turn of the loop later
+        for server in self._servers:
+            server.close()
+            await server.wait_closed()
+        await asyncio.sleep(0)  # transports close their sockets one turn of the loop later
         if self.dropped:
             self.context.log.warning("%d that had been read when the flow stopped were not admitted", self.dropped)
 
@@ -227,29 +231,20 @@ class UdpListener:
         self._ceased = False
 
     async def open(self) -> None:
-        loop = asyncio.get_running_loop()
-        opened: socket.socket | None = None
+        wanted = Wanted(self.context.name, "udp", self._wanted.host, self._wanted.port, self._reuse_port)
         try:
-            found = await loop.getaddrinfo(self._wanted.host, self._wanted.port, type=socket.SOCK_DGRAM)
-            family, kind, protocol, _, name = found[0]
-            opened = socket.socket(family, kind, protocol)
-            opened.setblocking(False)
-            if self._reuse_port:
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            with contextlib.suppress(OSError):  # as much as the system grants: it is where bursts wait
-                opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-            opened.bind(name)
+            opened, *more = await listening(wanted)
         except OSError as error:
-            if opened is not None:
-                opened.close()
             raise cannot_listen(self.context, self._wanted, error) from error
+        for other in more:  # systemd has two of this name
+            other.close()
         self._socket = opened
-        loop.add_reader(opened.fileno(), self._readable)
+        asyncio.get_running_loop().add_reader(opened.fileno(), self._readable)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
         """Host and port as bound."""
-        return [self._socket.getsockname()[:2]] if self._socket else []
+        return [self._socket.getsockname()[:2]] if self._socket and self._socket.fileno() >= 0 else []
 
     def _readable(self) -> bool:
         """Read what is there, up to a turn's worth. Returns: was it as much as that?"""
@@ -319,6 +314,8 @@ class UdpListener:
             if not self._readable():
                 break
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        if is_handed():  # others have the same port; the system would go on dealing out to this socket
+            self._socket.close()
         if self._waiting is not None:
             await asyncio.wait([self._waiting], timeout=PATIENCE_S)
 

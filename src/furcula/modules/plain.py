@@ -107,6 +107,7 @@ class Inlet(Source):
     """
 
     inboxes: ClassVar[tuple[str, ...]] = ("inbox",)
+    shared: ClassVar[bool] = True
 
     def start(self, context: Context) -> None:
         """Nothing is to be opened, and `context.finished()` is for whoever puts to say."""

@@ -35,6 +35,7 @@ class TcpListen(Source):
         reuse_port: Let several processes listen on the same port.
     """
 
+    shared: ClassVar[bool] = True
     outboxes: ClassVar[tuple[str, ...]] = ("outbox", "invalid")
     optional: ClassVar[tuple[str, ...]] = ("invalid",)
 

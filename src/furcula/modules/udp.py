@@ -34,6 +34,7 @@ class UdpListen(Source):
         reuse_port: Let several processes listen on the same port.
     """
 
+    shared: ClassVar[bool] = True
     outboxes: ClassVar[tuple[str, ...]] = ("outbox", "invalid")
     optional: ClassVar[tuple[str, ...]] = ("invalid",)
 

@@ -49,6 +49,7 @@ class Consume(Consuming[Session]):
     """
 
     acknowledges: ClassVar[str] = "message"
+    shared: ClassVar[bool] = True
     broken = BROKEN
     forgets = True
 

@@ -16,6 +16,7 @@ from furcula.modules.http.routes import Route, Routes
 from furcula.modules.http.server import Limits, Server, Tls
 from furcula.modules.listening import cannot_listen
 from furcula.options import Duration, Size
+from furcula.sockets import grace_s
 
 __all__ = ["HttpListen"]
 
@@ -74,6 +75,7 @@ class HttpListen(Source):
     inboxes: ClassVar[tuple[str, ...]] = ("inbox",)
     outboxes: ClassVar[tuple[str, ...]] = ("outbox",)
     acknowledges: ClassVar[str] = "request"
+    shared: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -175,7 +177,7 @@ class HttpListen(Source):
         tls = self._tls.context(context.folder) if self._tls is not None else None
         self._server = Server(self.site, self._limits, tls, self._max_message)
         try:
-            await self._server.open(self._where, reuse_port=self._reuse_port)
+            await self._server.open(context.name, self._where, reuse_port=self._reuse_port)
         except OSError as error:
             raise cannot_listen(context, self._where, error) from error
         for address in self.addresses:
@@ -194,7 +196,7 @@ class HttpListen(Source):
 
     async def cease(self) -> None:
         if self._server is not None:
-            await self._server.cease()
+            await self._server.cease(grace_s())
         if self.site is not None:
             await self.site.cease()
 

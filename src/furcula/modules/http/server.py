@@ -14,12 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import errno
 import logging
 import os
-import socket
 import ssl
-import stat
+import sys
 import time
 from collections import deque
 from email.utils import formatdate
@@ -32,6 +30,7 @@ from furcula.errors import FurculaError, MissingExtra
 from furcula.modules.address import Address
 from furcula.modules.http.answers import Response, problem
 from furcula.options import Secret
+from furcula.sockets import BACKLOG, Wanted, is_activated, is_handed, listening
 
 try:
     import httptools
@@ -171,6 +170,8 @@ class _Protocol(HttpToolsProtocol):
             cycle.message_event.set()
         self._unanswered.clear()
         super().connection_lost(exc)
+        if self._server.ceasing and self._server.all_left():
+            self._server.left.set()
 
     def data_received(self, data: bytes) -> None:
         if self._closing:  # nobody reads it; but to close at once would take the answer back
@@ -276,6 +277,8 @@ class _Protocol(HttpToolsProtocol):
         HttpToolsProtocol.on_headers_complete(self)
         cycle = self.cycle
         if cycle is not before:  # else it is an upgrade
+            if self._server.ceasing:
+                cycle.keep_alive = False
             self._unanswered.append(cycle)
             self.headers = self._trailers
             self._trailers.size = 0
@@ -333,6 +336,11 @@ class _Protocol(HttpToolsProtocol):
                 self.transport.close()
         cycle.on_response()
         return True
+
+    def say_goodbye(self) -> None:
+        """Close after the next answer, or after that which is under way."""
+        if self._unanswered:
+            self._unanswered[-1].keep_alive = False
 
     def abort(self) -> None:
         """Break off an answer that cannot be completed. The client sees that it is not whole."""
@@ -424,7 +432,10 @@ class Server:
         self._tls = tls
         #: A TLS handshake is part of what a client may be slow in.
         self._tls_limits: dict[str, Any] = {"ssl_handshake_timeout": limits.slow_s} if tls is not None else {}
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] = []
+        #: Nothing is accepted any more; who is connected gets one more answer.
+        self.ceasing = False
+        self.left = asyncio.Event()
         self._ticking: asyncio.TimerHandle | None = None
         #: The path of the unix socket, and which file it was: another server may have put its own there since.
         self._unlink: tuple[str, int] | None = None
@@ -439,45 +450,40 @@ class Server:
 
     # ------------------------------------------------------------------ opening
 
-    async def open(self, where: Address | str | int, *, reuse_port: bool = False) -> None:
+    async def open(self, module: str, where: Address | str | int, *, reuse_port: bool = False) -> None:
         """Listen.
 
         Args:
+            module: The name of the module that listens.
             where: An address; the path of a unix socket; or the number of an open listening socket.
         """
         self._tick()
         if isinstance(where, Address):
-            self._server = await self.loop.create_server(
-                lambda: _Protocol(self),
-                where.host,
-                where.port,
-                ssl=self._tls,
-                backlog=2048,
-                reuse_port=reuse_port or None,
-                **self._tls_limits,
-            )
+            wanted = Wanted(module, "tcp", where.host, where.port, reuse_port)
         elif isinstance(where, str):
-            self._server = await self.loop.create_unix_server(
-                lambda: _Protocol(self), sock=_bound(where), ssl=self._tls, backlog=2048, **self._tls_limits
-            )
-            self._unlink = (where, os.stat(where).st_ino)
+            wanted = Wanted(module, "unix", where)
         else:
-            taken = socket.socket(fileno=where)
-            try:
-                taken.setblocking(False)
-                self._server = await self.loop.create_server(
-                    lambda: _Protocol(self), sock=taken, ssl=self._tls, backlog=2048, **self._tls_limits
-                )
-            except BaseException:
-                taken.close()
-                raise
+            wanted = Wanted(module, "fd", port=where)
+        given = await listening(wanted)
+        if isinstance(where, str) and not is_handed() and not is_activated(wanted):
+            self._unlink = (where, os.stat(where).st_ino)
+        create = self.loop.create_unix_server if isinstance(where, str) else self.loop.create_server
+        options: dict[str, Any] = {"ssl": self._tls, "backlog": BACKLOG, **self._tls_limits}
+        if isinstance(where, str) and sys.version_info >= (3, 13):
+            options["cleanup_socket"] = False  # others may listen on it still
+        try:
+            while given:
+                self._servers.append(await create(lambda: _Protocol(self), sock=given[0], **options))
+                del given[0]
+        except BaseException:
+            for made in given:
+                made.close()
+            raise
 
     @property
     def addresses(self) -> list[Any]:
         """Host and port as bound; the path of a unix socket."""
-        if self._server is None:
-            return []
-        names = [opened.getsockname() for opened in self._server.sockets]
+        names = [opened.getsockname() for server in self._servers for opened in server.sockets]
         return [name[:2] if isinstance(name, tuple) else name for name in names]
 
     def _tick(self) -> None:
@@ -492,23 +498,40 @@ class Server:
 
     # ------------------------------------------------------------------ closing
 
-    async def cease(self) -> None:
-        """Accept nothing more; idle connections are closed, the others when they have their answer."""
+    async def cease(self, grace_s: float = 0.0) -> None:
+        """Accept nothing more; idle connections are closed, the others when they have their answer.
+
+        Args:
+            grace_s: Others have taken this server's place: for so many seconds an idle connection may bring its next
+                request. Its answer says that the connection is closed, so no client writes to one that is.
+        """
         # What has reached this machine is still taken: two turns of the loop accept and read it.
         for _ in range(2):
             await asyncio.sleep(0)
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
+        if grace_s:
+            self.ceasing = True
+            for connection in tuple(self.state.connections):
+                if isinstance(connection, _Protocol):
+                    connection.say_goodbye()
+            if not self.all_left():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self.left.wait(), grace_s)
         for connection in tuple(self.state.connections):
             if isinstance(connection, _Protocol):
                 connection.shutdown()
+
+    def all_left(self) -> bool:
+        """Is nobody connected? WebSockets do not count: they are told."""
+        return not any(isinstance(connection, _Protocol) for connection in self.state.connections)
 
     async def close(self) -> None:
         """Close what is left."""
         if self._ticking is not None:
             self._ticking.cancel()
-        if self._server is not None:
-            self._server.close()
+        for server in self._servers:
+            server.close()
         self.state.total_requests = -(1 << 60)
         for connection in tuple(self.state.connections):
             transport = connection.transport
@@ -529,25 +552,3 @@ class Server:
             with contextlib.suppress(OSError):
                 if os.stat(path).st_ino == inode:
                     os.unlink(path)
-
-
-def _bound(path: str) -> socket.socket:
-    """A unix socket at this path; one that nobody listens on any more makes room.
-
-    Raises:
-        OSError: Somebody listens there, or something else is there.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            with socket.socket(socket.AF_UNIX) as probe:
-                if probe.connect_ex(path) == 0:
-                    raise OSError(errno.EADDRINUSE, "somebody listens there")
-            os.unlink(path)
-    opened = socket.socket(socket.AF_UNIX)
-    try:
-        opened.setblocking(False)
-        opened.bind(path)
-    except OSError:
-        opened.close()
-        raise
-    return opened

@@ -130,6 +130,7 @@ class Consume(Consuming[_Member]):
     """
 
     acknowledges: ClassVar[str] = "position"
+    shared: ClassVar[bool] = True
     broken = BROKEN
     forgets = True
     patient = False

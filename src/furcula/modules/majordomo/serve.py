@@ -58,6 +58,7 @@ class Serve(Source):
     outboxes: ClassVar[tuple[str, ...]] = ("outbox", "invalid")
     optional: ClassVar[tuple[str, ...]] = ("invalid",)
     acknowledges: ClassVar[str] = "request"
+    shared: ClassVar[bool] = True
 
     context: Context
 

@@ -90,6 +90,7 @@ class Consume(Consuming[_Pull]):
     """
 
     acknowledges: ClassVar[str] = "message"
+    shared: ClassVar[bool] = True
     broken = (*BROKEN, NoRespondersError, ServiceUnavailableError)
 
     def __init__(

@@ -54,6 +54,7 @@ class Pop(Consuming[Redis]):
     """
 
     acknowledges: ClassVar[str] = "message"
+    shared: ClassVar[bool] = True
     broken = (*BROKEN, ResponseError)
     patient = False
 

@@ -81,6 +81,7 @@ class Consume(Consuming[_Group]):
     """
 
     acknowledges: ClassVar[str] = "message"
+    shared: ClassVar[bool] = True
     broken = (*BROKEN, ResponseError)
     patient = False
 

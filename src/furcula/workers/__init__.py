@@ -1,0 +1,1 @@
+"""One flow in many supervised processes. See `docs/workers.md`."""

@@ -1,0 +1,126 @@
+"""A file with the number of the process that runs, so that others can find it and no second one begins."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from pathlib import Path
+
+from furcula.errors import FurculaError
+
+__all__ = ["PidFile", "is_alive", "read_pid"]
+
+
+class PidFile:
+    """The file, for the time of the block.
+
+    It is locked too: the lock goes with its process, so a file that was left behind by a crash is known for stale even
+    if its number has been given to another process of ours since.
+
+    Args:
+        path: Its path.
+
+    Raises:
+        FurculaError: The process that it names lives, or it cannot be written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._fd = -1
+
+    def __enter__(self) -> PidFile:
+        try:
+            self._fd = self._taken()
+        except OSError as error:
+            raise FurculaError(f"the pid file {self.path} cannot be written: {error.strerror or error}") from error
+        return self
+
+    def _taken(self) -> int:
+        while True:
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                if not self._locked(fd):
+                    raise self._refused(fd)
+                if self._is_current(fd):
+                    break
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)  # whoever had it has just removed it
+        try:
+            pid = _number(os.pread(fd, 32, 0))
+            if pid is not None and pid != os.getpid() and is_alive(pid):
+                raise self._refused(fd)
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    @staticmethod
+    def _locked(fd: int) -> bool:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _is_current(self, fd: int) -> bool:
+        try:
+            return os.stat(self.path).st_ino == os.fstat(fd).st_ino
+        except FileNotFoundError:
+            return False
+
+    def _refused(self, fd: int) -> FurculaError:
+        pid = _number(os.pread(fd, 32, 0))
+        who = f"process {pid}" if pid is not None else "another process"
+        return FurculaError(
+            f"{self.path} says that it runs already, as {who}; end that with `furcula stop {self.path}`, choose "
+            f"another --pid-file, or remove the file if that process is something else"
+        )
+
+    def __exit__(self, *error: object) -> None:
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                if self._is_current(self._fd):
+                    os.unlink(self.path)
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_pid(path: str | Path) -> int:
+    """The process that a pid file names.
+
+    Raises:
+        FurculaError: There is no such file, or no number in it.
+    """
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise FurculaError(f"{path}: {error.strerror}: is there a run with this --pid-file?") from error
+    pid = _number(text)
+    if pid is None:
+        raise FurculaError(f"{path} has no process number in it")
+    return pid
+
+
+def _number(text: bytes) -> int | None:
+    text = text.strip()
+    return int(text) if text.isdigit() and 0 < int(text) < 1 << 31 else None
+
+
+def is_alive(pid: int) -> bool:
+    """Is there such a process? One that has ended and was not yet waited for is none."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True
+    return state not in ("Z", "X")
