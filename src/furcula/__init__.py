@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from furcula.errors import ConfigurationError, FurculaError
     from furcula.event import Event, Failure
     from furcula.module import BatchFailed, Context, Module, Source
-    from furcula.options import Breaker, Durable, Duration, Options, Retry, Secret, Size
+    from furcula.options import Breaker, Cluster, Durable, Duration, Options, Retry, Secret, Size
     from furcula.run import Flow
 
 __version__ = "0.1.0"
@@ -25,6 +25,7 @@ _HOMES = {
     "Breaker": "options",
     "Broker": "broker",
     "Bus": "bus",
+    "Cluster": "options",
     "ConfigurationError": "errors",
     "Context": "module",
     "Director": "engine.director",
@@ -48,6 +49,7 @@ __all__ = [
     "Breaker",
     "Broker",
     "Bus",
+    "Cluster",
     "ConfigurationError",
     "Context",
     "Director",

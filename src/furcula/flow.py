@@ -17,7 +17,7 @@ from furcula import validation
 from furcula.errors import ConfigurationError, Problem, nearest
 from furcula.graph import Branch, End, Group, Place, Port, Route
 from furcula.module import ArgumentProblem, Handling, Role, Source, bind_arguments, describe
-from furcula.options import Options, Overflow
+from furcula.options import Cluster, Options, Overflow, convert_value
 
 __all__ = ["FlowGraph"]
 
@@ -32,6 +32,7 @@ class FlowGraph:
         dead_letter: The module to which failures go that no `failed` route catches (a name or a place).
         ttl: How many turns an event may make in any cycle whose routes say no ttl of their own.
         folder: What relative paths in modules' arguments are relative to; None: the working directory.
+        cluster: How its stages are joined by JetStream: a Cluster, or a dict of its arguments.
     """
 
     def __init__(
@@ -41,8 +42,11 @@ class FlowGraph:
         dead_letter: str | Place | None = None,
         ttl: int | None = None,
         folder: str | Path | None = None,
+        cluster: Cluster | Mapping[str, Any] | None = None,
     ):
         self.name = name
+        given: Any = dict(cluster) if isinstance(cluster, Mapping) else cluster
+        self.cluster: Cluster = Cluster() if given is None else convert_value(given, Cluster)
         self.places: dict[str, Place] = {}
         self.routes: list[Route] = []
         self.ttl = ttl

@@ -10,10 +10,13 @@ import msgspec
 from furcula.module import Handling, Role
 from furcula.options import Options, Overflow
 
-__all__ = ["EXCEPTION_PORTS", "End", "Group", "Place", "Port", "Route", "components", "edges", "sink_side"]
+__all__ = ["EXCEPTION_PORTS", "MAIN", "End", "Group", "Place", "Port", "Route", "components", "edges", "sink_side"]
 
 #: Outboxes for what went wrong. A module with only these connected is a sink.
 EXCEPTION_PORTS = frozenset(("failed", "invalid", "expired"))
+
+#: The stage of modules that name none.
+MAIN = "main"
 
 Branch = Literal["required", "best-effort"]
 
@@ -102,6 +105,20 @@ class Place:
 
     def __getitem__(self, port: str) -> Port:
         return Port(self, port)
+
+    @property
+    def stage(self) -> str:
+        """The part of the flow that it belongs to."""
+        return self.options.stage or MAIN
+
+    @property
+    def single(self) -> bool:
+        """Is it a source that only one process may run at a time, where several run the flow?"""
+        if not self.is_source:
+            return False
+        if self.options.single is not None:
+            return self.options.single
+        return not getattr(self.subject, "shared", False)
 
     @property
     def failed(self) -> Port:

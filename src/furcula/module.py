@@ -147,6 +147,9 @@ class Source(Module):
     #: What it does with an event's fate: `message` (tells whoever gave it the message), `request` (answers whoever
     #: asked), `position` (does not pass what is not settled), or `none`. For `explain`.
     acknowledges: ClassVar[str] = "none"
+    #: May several processes that run the flow all run it? True for what listens, and for what takes from a broker that
+    #: gives each message to one taker. Otherwise only one of them does (see the option `single`).
+    shared: ClassVar[bool] = False
 
     # One that answers may define `unasked(self, event)`: what to do with an event that reached its inbox and that
     # nobody asked for. If it raises, the event has failed. Without it, the event is delivered.

@@ -15,6 +15,7 @@ from furcula.errors import nearest
 
 __all__ = [
     "Breaker",
+    "Cluster",
     "Durable",
     "Duration",
     "Options",
@@ -33,6 +34,7 @@ _UNITS_BYTES = {
     "": 1, "b": 1, "k": 1000, "kb": 1000, "m": 1000**2, "mb": 1000**2, "g": 1000**3, "gb": 1000**3,
     "kib": 1024, "mib": 1024**2, "gib": 1024**3,
 }  # fmt: skip
+_STAGE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _AMOUNT = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*")
 
 
@@ -185,6 +187,60 @@ class Durable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return float(min(self.delay * 2.0 ** min(attempts - 1, 60), self.max_delay))
 
 
+class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a flow's stages are joined by JetStream, where they run with `--cluster`.
+
+    Args:
+        replicas: Servers that store each message. None: 3 on a cluster of three servers or more, else 1.
+        storage: `file`, or `memory` for what may be lost with the servers.
+        max_messages: Messages that wait for one stage (each of many events) before those who send to it have to wait.
+        max_bytes: Bytes that wait for one stage before those who send to it have to wait.
+        duplicate_window: So long a message that is sent a second time is recognised.
+        partitions: Into how many parts the keys of a module are divided; at most so many workers share it.
+        ack_wait: After so long without word of a worker what it had goes to another, where the order is not kept.
+        lease: After so long without word of a worker another takes its place: partitions, and sources that run once.
+        max_deliveries: How often an event is tried that fails in a way worth another try, or whose worker dies.
+        delay: Seconds before an event is tried again; doubled each time.
+        max_delay: No such wait is longer.
+        prefetch: Events that a worker has in hand of one partition.
+        dead_letters_for: So long dead letters are kept.
+    """
+
+    replicas: int | None = None
+    storage: Literal["file", "memory"] = "file"
+    max_messages: int = 100_000
+    max_bytes: Size = Size("1GB")
+    duplicate_window: Duration = Duration("2m")
+    partitions: int = 16
+    ack_wait: Duration = Duration(30)
+    lease: Duration = Duration(5)
+    max_deliveries: int = 5
+    delay: Duration = Duration(1)
+    max_delay: Duration = Duration(60)
+    prefetch: int = 2000
+    dead_letters_for: Duration = Duration("30d")
+
+    def __post_init__(self) -> None:
+        for name in ("replicas", "max_messages", "partitions", "max_deliveries", "prefetch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more")
+        if self.partitions > 1024:
+            raise ValueError("partitions must be 1024 or fewer")
+        for name in ("duplicate_window", "ack_wait", "lease", "delay", "max_delay", "dead_letters_for"):
+            msgspec.structs.force_setattr(self, name, Duration(getattr(self, name)))
+        msgspec.structs.force_setattr(self, "max_bytes", Size(self.max_bytes))
+        for name in ("ack_wait", "lease"):
+            if getattr(self, name) < 0.5:
+                raise ValueError(f"{name} must be half a second or more")
+        if self.storage not in ("file", "memory"):
+            raise ValueError(f"storage must be file or memory, not {self.storage!r}")
+
+    def delay_s(self, tries: int) -> float:
+        """Seconds to wait after so many tries."""
+        return float(min(self.delay * 2.0 ** min(tries - 1, 60), self.max_delay))
+
+
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a module is run at its place in a flow.
 
@@ -196,13 +252,19 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             needed at all. `{durable: path}`: a queue in a file (see `Durable`).
         overflow: What a full queue does: make the sender wait, or drop, or fail.
         retry: Try again after a failure.
-        timeout: Seconds that one try may take. Needs a coroutine or `thread`.
+        timeout: Seconds that one try may take. Needs a coroutine, `thread` or `processes`.
         thread: Run the function in a thread, for code that blocks.
         keep: `original`: a failed event carries its data as it was handed in (a copy of each event is made for that).
         join: Wait for one event from each inbox, by lineage, and hand them over together.
         join_timeout: Seconds after which an incomplete join goes to `failed`.
         isolate_context: Give each event a context of its own, so that context variables set while handling one are
             not seen by the next.
+        processes: Run the function in so many processes of its own, for code that computes. It must be a plain
+            function or class that can be imported by its name; data and headers cross as MessagePack.
+        stage: The part of the flow that the module belongs to. Stages may run in processes, or on machines, of their
+            own; in one process they change nothing. Modules without one are the stage `main`.
+        single: For a source: where several processes run the flow, only one of them runs this source at a time. None:
+            as its kind says: what listens, and what takes from a broker, runs in all of them; anything else in one.
     """
 
     concurrency: int = 1
@@ -217,10 +279,17 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     join: bool = False
     join_timeout: Duration = Duration(60)
     isolate_context: bool = False
+    processes: int | None = None
+    stage: str | None = None
+    single: bool | None = None
 
     def __post_init__(self) -> None:
         if self.concurrency < 1:
             raise ValueError("concurrency must be 1 or more")
+        if self.processes is not None and self.processes < 1:
+            raise ValueError("processes must be 1 or more")
+        if self.stage is not None and not _STAGE.fullmatch(self.stage):
+            raise ValueError(f"the stage {self.stage!r} must be letters, digits, - and _, at most 64")
         if isinstance(self.queue, dict):
             msgspec.structs.force_setattr(self, "queue", convert_value(self.queue, Durable))
         if isinstance(self.queue, int) and self.queue < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -18,10 +19,13 @@ from furcula.engine.durable import DurableQueue
 from furcula.engine.join import Join, JoinInbox
 from furcula.engine.outcome import Failed, Many, Outcomes
 from furcula.engine.outlets import Batch, BestEffort, Consumer, Fanout, Link, Outlet
+from furcula.engine.parts import Arrivals, Cut, Joints, cuts
 from furcula.engine.plan import CYCLE_LIMIT, ModulePlan, Plan, RoutePlan
 from furcula.engine.pool import Pool
+from furcula.engine.processes.messages import Setup
+from furcula.engine.processes.pool import Processes, ProcessPool
 from furcula.engine.queue import QueueStep
-from furcula.engine.requests import RequestOutcomes, attended, one_by_one, still_waited_for
+from furcula.engine.requests import Request, RequestOutcomes, attended, one_by_one, still_waited_for
 from furcula.engine.sources import Entrance
 from furcula.engine.steps import BatchStep, EndStep, SplitStep, converter, sync_step
 from furcula.engine.threads import Threads
@@ -30,6 +34,7 @@ from furcula.event import Event
 from furcula.flow import FlowGraph
 from furcula.graph import EXCEPTION_PORTS, Place
 from furcula.module import Handling, Source, describe
+from furcula.naming import import_name, import_path
 from furcula.options import Durable, Options, Overflow
 from furcula.receipt import Origin
 from furcula.transport import Transport
@@ -61,9 +66,9 @@ class ModuleRun:
         self.emission: Entrance | None = None
         self.entries: dict[str, Any] = {}
         self.steps: list[Any] = []
-        self.workers: list[QueueStep | Pool] = []
+        self.workers: list[QueueStep | Pool | ProcessPool] = []
         self.join: Join | None = None
-        self.executor: Threads | None = None
+        self.executor: Threads | ProcessPool | None = None
         self.links: list[Link] = []
         self.paused = False
 
@@ -92,6 +97,8 @@ class Assembly:
 
     Args:
         cut: Routes (as their text) that go through a transport.
+        stage: Make the modules of this stage only.
+        joints: With `stage`: what joins it to the others.
     """
 
     def __init__(
@@ -104,9 +111,13 @@ class Assembly:
         monotonic: Callable[[], float],
         batch_limit: int = BATCH_LIMIT,
         cut: Mapping[str, Transport] | None = None,
+        stage: str | None = None,
+        joints: Joints | None = None,
     ):
         self.flow = flow
         self.plan = plan
+        self._joints = joints
+        self._cuts: dict[int, Cut] = {} if joints is None else cuts(flow, plan)
         self.origins: dict[str, Origin] = {}
         self.regions = [Region(CYCLE_LIMIT) for _ in plan.regions]
         self.modules: dict[str, ModuleRun] = {}
@@ -120,7 +131,8 @@ class Assembly:
         #: Can somebody wait for an answer of this flow?
         self._asked = any(place.is_source and place.inboxes for place in flow.places.values())
         for name, place in flow.places.items():
-            self.modules[name] = self._module(place, plan.modules[name])
+            if joints is None or place.stage == stage:
+                self.modules[name] = self._module(place, plan.modules[name])
         self._connect()
 
     def origin(self, name: str) -> Origin:
@@ -131,7 +143,7 @@ class Assembly:
     def _module(self, place: Place, plan: ModulePlan) -> ModuleRun:
         run = ModuleRun(place, plan)
         subject = place.subject
-        if isinstance(subject, type):
+        if isinstance(subject, type) and place.role == "module":  # a class may be a function too: `map(str)`
             try:
                 run.instance = subject(**place.bound)
             except ConfigurationError as error:
@@ -250,10 +262,13 @@ class Assembly:
 
     def _pool(self, run: ModuleRun, handling: Handling) -> Any:
         options, plan, outcomes = run.place.options, run.plan, run.arrivals
+        if options.processes is not None:
+            return self._process_pool(run, handling)
         if handling.receives == "events":
             return self._batch_pool(run, handling)
-        if options.thread and run.executor is None:
-            run.executor = Threads(options.concurrency, f"furcula {run.name}")
+        threads = run.executor if isinstance(run.executor, Threads) else None
+        if options.thread and threads is None:
+            run.executor = threads = Threads(options.concurrency, f"furcula {run.name}")
         pool: Pool | None = None
 
         async def piece(event: Event[Any], items: list[Any]) -> None:
@@ -261,7 +276,7 @@ class Assembly:
             await pool.piece(event, items)
 
         whole = options.retry is not None or options.timeout is not None
-        attempt = single(handling, converter(handling.input_type), run.executor, None if whole else piece)
+        attempt = single(handling, converter(handling.input_type), threads, None if whole else piece)
         if options.isolate_context:
             attempt = isolated(attempt)
         outcomes._takes_data = False  # the attempt has put the data into the event
@@ -301,6 +316,52 @@ class Assembly:
         pool.after = self._after(plan.region)
         run.steps.append(pool)
         run.workers.append(pool)
+        return pool
+
+    def _process_pool(self, run: ModuleRun, handling: Handling) -> ProcessPool:
+        place, options, outcomes = run.place, run.place.options, run.arrivals
+        assert options.processes is not None
+        find = import_name(place.subject)
+        folder = str(self.flow.folder or Path.cwd())
+
+        def setup() -> Setup:
+            return Setup(
+                run.name,
+                self.flow.name,
+                find,
+                import_path(find),
+                sys.argv,
+                place.role,
+                place.arguments,
+                outcomes.is_sink,
+                folder,
+                options.isolate_context,
+            )
+
+        retry = options.retry
+        pool = ProcessPool(
+            setup,
+            outcomes,
+            processes=options.processes,
+            bare=handling.receives == "data",
+            together=handling.receives == "events",
+            ordered=options.order == "kept",
+            key=_key_function(options.key),
+            retry=retry,
+            breaker=BreakerState(retry.breaker, run.name, self._monotonic) if retry and retry.breaker else None,
+            timeout_s=float(options.timeout) if options.timeout is not None else None,
+            size=run.plan.size,
+            overflow=_in_memory(options),
+            batch_limit=self._batch_limit,
+            left=_nobody_waits if self._asked else None,
+        )
+        outcomes._takes_data = False  # the answer has been put into the event
+        pool.after = self._after(run.plan.region)
+        run.steps.append(pool)
+        run.workers.append(pool)
+        # What is made of a class is made in the children, and started there.
+        run.instance = Processes(pool)
+        run.executor = pool
         return pool
 
     def _batch_pool(self, run: ModuleRun, handling: Handling) -> Any:
@@ -349,7 +410,7 @@ class Assembly:
         target: Callable[[Batch], Awaitable[None] | None] = step.accept
         choose = self._waited_for(run)
         # A pool sees to it itself when it is the event's turn.
-        if choose is not None and not isinstance(step, Pool | BatchPool):
+        if choose is not None and not isinstance(step, Pool | BatchPool | ProcessPool):
             together = isinstance(step, BatchStep)
             target = _chosen(choose, target) if together else one_by_one(target, functools.partial(_dropped, run))
         queue = QueueStep(name, target, run.arrivals, self._slice, batch_limit=self._batch_limit, **rest)
@@ -371,7 +432,15 @@ class Assembly:
     def _connect(self) -> None:
         links: dict[str, dict[str, list[Link | BestEffort]]] = {name: {} for name in self.modules}
         dead: dict[str, Consumer] = {}
-        for planned in self.plan.routes:
+        for index, planned in enumerate(self.plan.routes):
+            cut = self._cuts.get(index)
+            if cut is not None and cut.target in self.modules:
+                self._arrive(cut, planned)
+            if planned.source not in self.modules:
+                continue
+            if cut is not None:
+                self._leave(cut, planned, links, dead)
+                continue
             if planned.route is None:
                 target = self.modules[planned.target]
                 consumer = self._consumer(planned, target, "inbox", f"{planned.source} failures")
@@ -397,6 +466,44 @@ class Assembly:
             run.outcomes.connect(outlets, exceptions, dead.get(name))
             if run.arrivals is not run.outcomes:
                 run.arrivals.connect({}, exceptions, dead.get(name))
+
+    def _arrive(self, cut: Cut, planned: RoutePlan) -> None:
+        assert self._joints is not None
+        target = self.modules[cut.target]
+        # Inside a cycle nothing waits at a gate; what turns is charged for it here, as in one process.
+        within = cut.back and planned.way != "back"
+        entry = target.entries[cut.inbox] if within else self._consumer(planned, target, cut.inbox, cut.name)
+        self._joints.arriving(Arrivals(cut, entry, self.origin(f"cut({cut.name})"), target.counters))
+
+    def _leave(
+        self,
+        cut: Cut,
+        planned: RoutePlan,
+        links: dict[str, dict[str, list[Link | BestEffort]]],
+        dead: dict[str, Consumer],
+    ) -> None:
+        assert self._joints is not None
+        run, route = self.modules[cut.source], planned.route
+        normal = route is not None and route.outbox not in EXCEPTION_PORTS
+
+        def refuse(refused: list[tuple[Event[Any], Exception]]) -> None:
+            for event, error in refused:
+                if normal:
+                    run.counters.sent -= 1
+                    run.outcomes.fail_one(event, error)
+                elif (carrier := event.carrier()) is not None:
+                    carrier.settle("failed", 1, type(error).__name__)
+
+        consumer = self._joints.leaving(cut, refuse)
+        link = Link(cut.name, consumer)
+        run.links.append(link)
+        if route is None:
+            dead[cut.source] = link
+            return
+        branch: Link | BestEffort = link
+        if route.branch == "best-effort":
+            branch = BestEffort(link, self.origin(str(route)))
+        links[cut.source].setdefault(route.outbox, []).append(branch)
 
     @staticmethod
     def _outlet(run: ModuleRun, branches: list[Link | BestEffort], sent_counts: bool) -> Outlet:
@@ -484,6 +591,11 @@ def _chosen(
 def _dropped(run: ModuleRun, batch: Batch, reason: str) -> None:
     run.counters.held -= len(batch)
     run.arrivals.drop(batch, reason)
+
+
+def _nobody_waits(event: Event[Any]) -> bool:
+    request = event._receipt
+    return type(request) is Request and request.asker is not None and request.asker.gone
 
 
 def _key_function(key: Any) -> Callable[[Event[Any]], Any] | None:

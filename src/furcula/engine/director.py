@@ -23,6 +23,7 @@ from furcula.engine.context import ModuleContext
 from furcula.engine.counters import BATCH_LIMIT, TimeSlice
 from furcula.engine.durable import DurableQueue
 from furcula.engine.outlets import Consumer
+from furcula.engine.parts import Joints
 from furcula.engine.plan import plan
 from furcula.engine.requests import FutureAsker, Request
 from furcula.engine.sources import Entrance, drive_async, drive_sync, drive_thread
@@ -62,6 +63,9 @@ class Director:
         queue_everywhere: Put a queue of this size before every module, whatever the options say. For tests.
         batch_limit: The most events that move together.
         cut: Routes, as their text (`a -> b`), whose events go through a transport.
+        stage: Run the modules of this stage only.
+        joints: With `stage`: what joins it to the stages that run elsewhere.
+        held: Sources that are not to begin; see `begin`. The flow does not wait for them to end, unless all are held.
 
     Raises:
         ConfigurationError: The flow has problems, or a module's arguments are wrong.
@@ -76,6 +80,9 @@ class Director:
         queue_everywhere: int | None = None,
         batch_limit: int = BATCH_LIMIT,
         cut: Mapping[str, Transport] | None = None,
+        stage: str | None = None,
+        joints: Joints | None = None,
+        held: Iterable[str] = (),
     ):
         flow.check()
         self.flow = flow
@@ -83,6 +90,8 @@ class Director:
         self.deadline_s = float(Duration(deadline))
         self.phase = "assembled"
         self.abandoned: dict[str, int] = {}
+        #: The sources that have come to their end.
+        self.sources_ended: set[str] = set()
         self._now = now
         self._slice = TimeSlice()
         self._batch_limit = batch_limit if queue_everywhere is None else min(batch_limit, queue_everywhere)
@@ -94,7 +103,10 @@ class Director:
             monotonic=self._monotonic,
             batch_limit=self._batch_limit,
             cut=cut,
+            stage=stage,
+            joints=joints,
         )
+        self._joints = joints
         self.modules = self._assembly.modules
         self._tasks: set[asyncio.Task[Any]] = set()
         self._source_tasks: dict[str, asyncio.Task[Any]] = {}
@@ -108,6 +120,8 @@ class Director:
         self._stopping: asyncio.Task[Statistics] | None = None
         self._forced = False
         self._failure: BaseException | None = None
+        self._held = set(held)
+        self._ceased = False
         self._started_modules: list[ModuleRun] = []
         self._began = 0.0
         self._seconds = 0.0
@@ -142,8 +156,10 @@ class Director:
         for run in self.modules.values():
             for worker in run.workers:
                 worker.start(self._spawn)
-        if any(run.entrance is not None for run in self.modules.values()):
-            self._unfinished = {run.name for run in self.modules.values() if run.entrance is not None}
+        sources = {run.name for run in self.modules.values() if run.entrance is not None}
+        self._held &= sources
+        # Where all are held, others may begin later: the end is for whoever holds them to say.
+        self._unfinished = (sources - self._held) or sources
         try:
             for transport in self._transports:
                 await transport.open()
@@ -151,9 +167,12 @@ class Director:
                 self._spawn(crossing.receive(), f"crossing to {crossing.target}")
             for queue in self._durable:
                 await self._open_queue(queue)
+            if self._joints is not None:
+                await self._joints.open(self._spawn)
             for run in self._from_sinks():
-                self._started_modules.append(run)
-                await self._start_module(run)
+                if run.name not in self._held:
+                    self._started_modules.append(run)
+                    await self._start_module(run)
         except BaseException:
             self._started.set()
             await self.stop(0)
@@ -164,9 +183,55 @@ class Director:
         self.phase = "running"
         for queue in self._durable:
             queue.start(self._spawn)
+        if self._joints is not None:
+            self._joints.begin()
         for run in self.modules.values():
-            if run.entrance is not None:
+            if run.entrance is not None and run.name not in self._held:
                 self._begin_source(run)
+
+    async def begin(self, name: str) -> None:
+        """Let a source begin that was held.
+
+        Raises:
+            StartFailed: It raised in `start`.
+            Stopped: The flow is not running.
+        """
+        run = self._known(name)
+        if self.phase != "running":
+            raise Stopped(f"the flow is {self.phase} and begins nothing more")
+        if name not in self._held:
+            return
+        self._held.discard(name)
+        self._unfinished.add(name)
+        self._started_modules.append(run)
+        await self._start_module(run)
+        if self._stopping is None:
+            self._begin_source(run)
+
+    async def hold(self, name: str) -> None:
+        """Let a source end, and be as if it had never begun: `begin` may let it begin anew. What it gave goes on."""
+        run = self._known(name)
+        entrance = run.entrance
+        if entrance is None or name in self._held or self.phase != "running":
+            return
+        self._held.add(name)
+        entrance.ceasing = True
+        cease = getattr(run.instance, "cease", None)
+        if cease is not None:
+            await self._unless_expired(self._hook(run, cease, "cease"))
+        task = self._source_tasks.pop(name, None)
+        if task is not None and not task.done():
+            task.cancel()
+            await self._unless_expired(asyncio.wait([task]))
+        stop = getattr(run.instance, "stop", None)
+        if stop is not None:
+            await self._unless(self._forced_end, self._hook(run, stop, "stop"))
+        if run in self._started_modules:
+            self._started_modules.remove(run)
+        if isinstance(run.place.subject, type):
+            run.instance = run.place.subject(**run.place.bound)
+        if self._stopping is None:
+            entrance.ceasing = False
 
     async def _open_queue(self, queue: DurableQueue) -> None:
         try:
@@ -264,8 +329,10 @@ class Director:
             self._failure = failure
 
     def _finished(self, name: str) -> None:
+        self.sources_ended.add(name)
         self._unfinished.discard(name)
-        if not self._unfinished and self._ended is not None:
+        # A part of a flow is needed for as long as the others are: its end is for whoever runs them all to say.
+        if not self._unfinished and self._ended is not None and self._joints is None:
             self._ended.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -427,6 +494,9 @@ class Director:
             reason = ask() if ask is not None and run in self._started_modules else None
             if reason:
                 found[run.name] = str(reason)
+        reason = self._joints.unready() if self._joints is not None else None
+        if reason:
+            found["the other stages"] = reason
         return found
 
     def _known(self, name: str) -> ModuleRun:
@@ -528,6 +598,15 @@ class Director:
             asyncio.get_running_loop().call_later(limit, self._expired.set)
         return await self._stop_once(limit)
 
+    async def cease(self) -> None:
+        """Let the sources end, and do no more: what they gave goes on, and what other parts send is still taken.
+
+        For parts that send to each other: `stop` would take nothing more, though what another still has may have to
+        come back here. May be repeated.
+        """
+        if self.phase == "running" and self._stopping is None:
+            await self._cease()
+
     async def drain(self) -> Statistics:
         """Stop as `stop` does, but let what was admitted take as long as it needs."""
         if self.phase == "assembled":
@@ -558,6 +637,8 @@ class Director:
                 if run.paused:
                     self.resume(run.name)
         await self._cease()
+        if self._joints is not None:
+            await self._cease_to_take(self._joints)
         for queue in self._durable:
             if limit is None:
                 queue.run_dry(self._spawn)
@@ -569,6 +650,11 @@ class Director:
             await self._until(lambda: all(queue.dry or not queue.idle() for queue in self._durable))
             await self._drain_all()
         await self._until(lambda: all(crossing.settled() for crossing in self._crossings))
+        if self._joints is not None:
+            if not self._joints.keeps:
+                await self._until(self._joints.settled)
+            await self._unless_expired(self._joints.cease())
+            await self._drain_with(self._joints)
         if timer is not None:
             timer.cancel()
         for run in self.modules.values():
@@ -581,6 +667,8 @@ class Director:
             await self._run_stop_hooks()
         for transport in self._transports:
             await transport.close()
+        if self._joints is not None:
+            await self._joints.close()
         for queue in self._durable:
             await queue.close()
         for run in self.modules.values():
@@ -592,11 +680,28 @@ class Director:
             self._ended.set()
         return self.statistics()
 
+    async def _cease_to_take(self, joints: Joints) -> None:
+        """Take nothing more from other parts; but what this one sent them may have to come back first.
+
+        A join here may wait for what is still there, so nothing is flushed before that.
+        """
+        if joints.keeps or not (self._source_tasks or self._answers()):
+            await self._unless_expired(joints.cease())
+            return
+        modules = list(self.modules.values())
+        await self._until(lambda: all(run.idle() for run in modules) and (joints.settled() or joints.quiet()))
+
+    def _answers(self) -> bool:
+        return any(run.entrance is not None and run.entries for run in self.modules.values())
+
     def _entrances(self) -> list[Entrance]:
         return [run.entrance for run in self.modules.values() if run.entrance is not None]
 
     async def _cease(self) -> None:
         """Let every source end. What it has given is admitted; then nothing more is."""
+        if self._ceased:
+            return
+        self._ceased = True
         for run in self.modules.values():
             if run.entrance is not None:
                 run.entrance.ceasing = True
@@ -613,6 +718,14 @@ class Director:
         for entrance in self._entrances():
             entrance.closed = True
 
+    async def _drain_with(self, joints: Joints) -> None:
+        """What was taken may come to be handed on only while what was taken before it drains."""
+        while not self._expired.is_set():
+            await self._drain_all()
+            if joints.dry() and joints.settled():
+                return
+            await self._until(lambda: (joints.dry() and joints.settled()) or not joints.idle())
+
     async def _drain_all(self) -> None:
         for component in self.plan.order:
             await self._drain([self.modules[name] for name in component if name in self.modules])
@@ -620,7 +733,9 @@ class Director:
     async def _drain(self, component: list[ModuleRun]) -> None:
         """Wait until these modules hold nothing, and what they kept back has left them too."""
         while not self._expired.is_set():
-            await self._until(lambda: all(run.idle() for run in component) and self._crossings_idle(component))
+            await self._until(
+                lambda: all(run.idle() for run in component) and self._crossings_idle(component) and self._joints_idle()
+            )
             if self._expired.is_set():
                 return
             waits: list[Awaitable[None]] = []
@@ -635,6 +750,9 @@ class Director:
                 await self._unless_expired(_awaited(wait))
             if all(run.idle() for run in component):
                 return
+
+    def _joints_idle(self) -> bool:
+        return self._joints is None or self._joints.idle()
 
     def _crossings_idle(self, component: list[ModuleRun]) -> bool:
         names = {run.name for run in component}
@@ -690,6 +808,9 @@ class Director:
             left = crossing.abandon()
             if left:
                 self.abandoned[crossing.target] = self.abandoned.get(crossing.target, 0) + left
+        for name, left in self._joints.abandon().items() if self._joints is not None else ():
+            if left:
+                self.abandoned[name] = self.abandoned.get(name, 0) + left
         if self.abandoned:
             named = ", ".join(f"{count} in {name}" for name, count in self.abandoned.items())
             _log.error("%s: the deadline passed; abandoned: %s", self.flow.name, named)
