@@ -58,8 +58,8 @@ def test_what_an_alias_shares_is_not_changed_for_the_other(folder):
         ),
         ("modules.a.with.password=12", "--set: modules.a.with.password: a secret is a string: write it in quotes (its "
          "value is not shown)"),
-        ("colour=red", "--set: colour: there is no 'colour' in a flow file; known: flow, modules, routes, dead_letter, "
-         "ttl, expose"),
+        ("wxyz=1", "--set: wxyz: there is no 'wxyz' in a flow file; known: flow, modules, routes, dead_letter, "
+         "ttl, expose, cluster"),
     ],
 )  # fmt: skip
 def test_a_wrong_override_is_told(problems, setting, told):

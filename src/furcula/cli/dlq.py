@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from furcula.store import Letter, StoreFile
 
-__all__ = ["dlq"]
+__all__ = ["dlq", "line_of", "show_letter"]
 
 _STORE = click.argument("store", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 _IDS = click.argument("ids", nargs=-1, type=int, metavar="[ID]...")
@@ -50,12 +50,7 @@ def list_letters(store: Path, flow: str | None, module: str | None, most: int, a
         if as_json:
             click.echo(msgspec.json.encode(_told(letter, whole=False)).decode())
         else:
-            waits = "  (waits for dead_letter.replay)" if letter.replay else ""
-            where = f"{letter.flow}/{letter.module}" if letter.flow else letter.module
-            click.echo(
-                f"{letter.id:>6}  {_time(letter.at)}  {where}  {letter.error}: {_line(letter.message)}"
-                f"  [{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}]{waits}"
-            )
+            click.echo(line_of(letter))
     if not letters:
         say(f"{store} has no dead letters{' of this kind' if flow or module else ''}")
     elif len(letters) > most:
@@ -68,11 +63,16 @@ def list_letters(store: Path, flow: str | None, module: str | None, most: int, a
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 def show(store: Path, number: int, as_json: bool) -> None:
     """Show one: the event, its error, path and attempts."""
-    import msgspec
-
     letter = _within(store, lambda file: file.letter(number))
     if letter is None:
         raise ending(f"{store} has no letter {number}", FAILED)
+    show_letter(letter, as_json=as_json)
+
+
+def show_letter(letter: Letter, *, as_json: bool) -> None:
+    """Print all of a dead letter."""
+    import msgspec
+
     told = _told(letter, whole=True)
     if as_json:
         click.echo(msgspec.json.encode(told).decode())
@@ -83,6 +83,16 @@ def show(store: Path, number: int, as_json: bool) -> None:
         click.echo(f"{name:<9} {text}")
     if trace:
         click.echo(trace.rstrip())
+
+
+def line_of(letter: Letter) -> str:
+    """A dead letter in a line."""
+    waits = "  (waits for dead_letter.replay)" if letter.replay else ""
+    where = f"{letter.flow}/{letter.module}" if letter.flow else letter.module
+    return (
+        f"{letter.id:>6}  {_time(letter.at)}  {where}  {letter.error}: {_line(letter.message)}"
+        f"  [{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}]{waits}"
+    )
 
 
 @dlq.command(cls=Command)

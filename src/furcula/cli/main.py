@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from furcula.cli.check import check
+from furcula.cli.cluster import cluster
 from furcula.cli.dlq import dlq
 from furcula.cli.explain import explain
 from furcula.cli.graph import graph
@@ -13,6 +14,7 @@ from furcula.cli.new import new
 from furcula.cli.profiles import profiles
 from furcula.cli.run import run
 from furcula.cli.schema import schema
+from furcula.cli.stop import stop
 from furcula.cli.test import test
 
 __all__ = ["main"]
@@ -27,7 +29,8 @@ def main() -> None:
     """
 
 
-for _command in (run, check, explain, graph, list_kinds, show, schema, test, new):
+for _command in (run, stop, check, explain, graph, list_kinds, show, schema, test, new):
     main.add_command(_command)
+main.add_command(cluster)
 main.add_command(dlq)
 main.add_command(profiles)

@@ -38,6 +38,9 @@ def dump(flow: FlowGraph) -> str:
         written["dead_letter"] = flow.dead_letter
     if flow.ttl is not None:
         written["ttl"] = flow.ttl
+    cluster = _struct(flow.cluster)
+    if cluster:
+        written["cluster"] = cluster
     exposed = {port[1:]: ".".join(end) for port, end in flow.exposed.items() if port.startswith(".")}
     if exposed:
         written["expose"] = exposed

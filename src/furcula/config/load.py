@@ -22,12 +22,13 @@ from furcula.config.routes import connect
 from furcula.config.variables import fill_in
 from furcula.errors import ConfigurationError, Problem, nearest
 from furcula.flow import FlowGraph
+from furcula.options import Cluster, convert_value
 from furcula.run import Flow
 
 __all__ = ["TOP_KEYS", "load", "loads", "read_text"]
 
 #: What a flow file may say.
-TOP_KEYS = ("flow", "modules", "routes", "dead_letter", "ttl", "expose")
+TOP_KEYS = ("flow", "modules", "routes", "dead_letter", "ttl", "expose", "cluster")
 
 
 def load(path: str | Path, *, overrides: Iterable[str] = (), environment: Mapping[str, str] | None = None) -> Flow:
@@ -137,7 +138,16 @@ class _File:
             dead_letter=self.value("dead_letter", str),
             ttl=self.value("ttl", int),
             folder=self.folder,
+            cluster=self.cluster(),
         )
+
+    def cluster(self) -> Cluster | None:
+        node = self.root.value.get("cluster")
+        if node is None or node.value is None:
+            return None
+        count = len(self.problems)
+        given = self.checker.check(node, Cluster, "cluster")
+        return None if len(self.problems) > count else convert_value(given, Cluster)
 
     def value(self, key: str, kind: Any) -> Any:
         node = self.root.value.get(key)

@@ -16,7 +16,7 @@ from furcula import registry
 from furcula.config.places import ROLES, option_fields
 from furcula.config.routes import ROUTE_FIELDS
 from furcula.module import Parameter, argument_docs, parameters
-from furcula.options import Duration, Options, Secret, Size
+from furcula.options import Cluster, Duration, Options, Secret, Size
 
 __all__ = ["schema"]
 
@@ -60,6 +60,10 @@ def schema() -> dict[str, Any]:
             "routes": {"type": "array", "items": {"anyOf": [_arrows(), _fields(ROUTE_FIELDS.values())]}},
             "dead_letter": {**name, "description": "The module that gets failures which no `failed` route catches."},
             "ttl": {"type": "integer", "minimum": 1, "description": "Turns an event may make in any cycle."},
+            "cluster": {
+                **_type(Cluster),
+                "description": "How stages are joined by JetStream, where they run with --cluster.",
+            },
             "expose": {
                 "type": "object",
                 "description": "Ports of this flow where it is used inside another.",

@@ -1,0 +1,1 @@
+"""A flow on many machines: its stages joined by NATS JetStream. See `docs/cluster.md`."""
