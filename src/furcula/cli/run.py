@@ -80,11 +80,9 @@ def run(
         raise ending("--stage needs --cluster: the other stages have to be reached", REFUSED)
     if stage is not None and stage not in stages:
         raise ending(f"{found.name} has no stage {stage!r}; it has {', '.join(stages)}", REFUSED)
-    counts = _counts(processes, [stage] if stage is not None else stages)
-    several = sum(counts.values()) > 1 or (processes is not None and len(stages) > 1 and not place["url"])
-    if place["url"] is not None:
-        several = sum(counts.values()) > 1
-    if several or pid_file or background or log_file or hung_after:
+    in_stages = place["url"] is not None or (processes is not None and len(stages) > 1)
+    counts = _counts(processes, [stage] if stage is not None else stages if in_stages else stages[:1])
+    if sum(counts.values()) > 1 or pid_file or background or log_file or hung_after:
         from furcula.cli.workers import Supervision, settings_of, supervised
 
         supervised(
@@ -93,7 +91,7 @@ def run(
                 name=found.name,
                 settings={**settings_of(flow, overrides, deadline_s, profile), "version": label},
                 workers=counts,
-                stages=processes is not None and len(stages) > 1,
+                stages=in_stages,
                 place=place,
                 deadline_s=deadline_s,
                 hung_after_s=hung_after_s,

@@ -94,9 +94,8 @@ def _run_joined(told: Supervision, flow: Flow, on_ready: Any) -> Outcome:
     from furcula.engine.plan import plan
     from furcula.workers.worker import Worker
 
-    in_stages = told.stages or told.place["url"] is not None
     workers = [
-        Worker(stage if in_stages else None, index, count)
+        Worker(stage if told.stages else None, index, count)
         for stage, count in told.workers.items()
         for index in range(count)
     ]

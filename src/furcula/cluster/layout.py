@@ -197,7 +197,7 @@ class Layout:
                 is_now, wanted = getattr(there, field), getattr(config, field)
                 if wanted is not None and _plain(is_now) != _plain(wanted):
                     live = field not in ("storage", "subjects")
-                    found.append(Change(f"{config.name}: {field} from {_plain(is_now)} to {_plain(wanted)}", live))
+                    found.append(Change(f"{config.name}: {field} from {_shown(is_now)} to {_shown(wanted)}", live))
         recorded = await self._recorded(client)
         if recorded is not None:
             for name, entry in self._record().items():
@@ -304,6 +304,11 @@ def _plain(value: Any) -> Any:
         return sorted(value)
     value = getattr(value, "value", value)
     return float(value) if isinstance(value, int | float) else value
+
+
+def _shown(value: Any) -> str:
+    plain = _plain(value)
+    return f"{plain:.10g}" if isinstance(plain, float) else str(plain)
 
 
 def _said(record: list[Any]) -> str:

@@ -47,7 +47,25 @@ def encode_events(events: Sequence[Event[Any]]) -> bytes:
     Raises:
         ValueError: Something in it cannot be said in MessagePack; the message names the type and where it stands.
     """
-    return _HEAD + _codec.encode([event.to_wire() for event in events])
+    try:
+        return _HEAD + _encode([_wire(event) for event in events])
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return _HEAD + _codec.encode([event.to_wire() for event in events])  # says what it is, and where
+
+
+def _wire(event: Event[Any]) -> _Wire:
+    """Typed, it takes half the time that a dict of `to_wire` does to make and to encode."""
+    return _Wire(
+        event.data,
+        event.headers,
+        event.id,
+        event.parent,
+        event.created,
+        event.key,
+        event.ttl,
+        event.tags,
+        event.failures,
+    )
 
 
 def encode_each(events: Sequence[Event[Any]]) -> list[bytes]:
@@ -58,23 +76,7 @@ def encode_each(events: Sequence[Event[Any]]) -> list[bytes]:
     """
     encode = _encode
     try:
-        return [
-            _ONE
-            + encode(
-                _Wire(
-                    event.data,
-                    event.headers,
-                    event.id,
-                    event.parent,
-                    event.created,
-                    event.key,
-                    event.ttl,
-                    event.tags,
-                    event.failures,
-                )
-            )
-            for event in events
-        ]
+        return [_ONE + encode(_wire(event)) for event in events]
     except (ValueError, TypeError, OverflowError, RecursionError):
         return [encode_events([event]) for event in events]  # says what it is, and where
 
@@ -108,7 +110,10 @@ def decode_events(raw: bytes, *, max_size: int = MAX_BATCH) -> list[Event[Any]]:
 
 
 def _check_depth(events: list[Event[Any]]) -> None:
-    if nested_too_deeply([event.data for event in events]) or nested_too_deeply([event.headers for event in events]):
+    # Most have plain data and no headers, and are not looked into.
+    held = [event.data for event in events if type(event.data) in (dict, list)]
+    held += [event.headers for event in events if event.headers]
+    if held and nested_too_deeply(held):
         raise InputError("the batch is nested too deeply")
 
 

@@ -7,6 +7,10 @@ had is sent again to the one that takes its place.
 Each cut to each worker is a *lane*: parcels with running numbers, accepted in that order, a few at a time before the
 next has to wait. Lanes do not wait for each other, or two branches that meet again behind a cut could block each other.
 A worker that starts draws a *session*; a lane that hears of a new one sends again, in order, what is not reported.
+
+Where a worker is replaced, the old one and the new one run side by side for a while, and only one of them has the
+place. So each also binds a socket of its very own, its *home*: what is an answer goes there, to the process that has
+who asked.
 """
 
 from __future__ import annotations
@@ -18,9 +22,9 @@ import logging
 import os
 import zlib
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -28,8 +32,7 @@ from furcula.engine.crossed import Arrival, Homes, Parcel, Reported, reports, sa
 from furcula.engine.outlets import Batch, Consumer, all_of, settle
 from furcula.engine.parts import Arrivals, Cut, Refuse, Spawn, key_of, share_of
 from furcula.errors import FurculaError, InputError, MissingExtra, QueueFull
-from furcula.event import Event
-from furcula.receipt import Carrier
+from furcula.receipt import Carrier, Fate, Receipt
 
 try:
     import zmq
@@ -107,13 +110,17 @@ class Lines:
         self._index = index
         self._counts = counts
         self._homes = Homes(f"{stage}/{index}")
+        self._home_path = folder / self._homes.name.partition("#")[2]
         self._peers: dict[tuple[str, int], _Peer] = {}
         self._leaving: list[_Leaving] = []
         self._arrivals: dict[str, Arrivals] = {}
-        self._far: _Far | None = None
+        #: The place among the stage's workers, and our home.
+        self._fars: list[_Far] = []
+        self._spawn: Spawn | None = None
 
     def leaving(self, cut: Cut, refuse: Refuse) -> Consumer:
-        leaving = _Leaving(cut, refuse, [self._peer(cut.to_stage, n) for n in range(self._count(cut))], self._homes)
+        peers = [self._peer(cut.to_stage, number) for number in range(self._count(cut))]
+        leaving = _Leaving(cut, refuse, peers, self._homes, self._home)
         self._leaving.append(leaving)
         return leaving
 
@@ -126,6 +133,20 @@ class Lines:
             peer = self._peers[stage, index] = _Peer(self._path(stage, index), f"{stage}/{index}")
         return peer
 
+    def _home(self, home: str) -> _Peer:
+        """The very process that has who asked."""
+        peer = self._peers.get((home, -1))
+        if peer is None:
+            peer = self._peers[home, -1] = _Peer(self._folder / home.partition("#")[2], home, gone=self._gone)
+            assert self._spawn is not None
+            peer.open(self._spawn)
+        return peer
+
+    def _gone(self, peer: _Peer) -> None:
+        self._peers.pop((peer.name, -1), None)
+        for leaving in self._leaving:
+            leaving.forget(peer)
+
     def _path(self, stage: str, index: int) -> Path:
         # The name of a socket has 107 bytes at most, and a stage's may have 64 of them.
         return self._folder / f"{zlib.crc32(stage.encode()):08x}.{index}"
@@ -134,34 +155,35 @@ class Lines:
         self._arrivals[arrivals.cut.name] = arrivals
 
     async def open(self, spawn: Spawn) -> None:
+        self._spawn = spawn
         for peer in self._peers.values():
             peer.open(spawn)
         if self._arrivals:
-            self._far = _Far(self._path(self._stage, self._index), self._arrivals, self._homes, spawn)
-            await self._far.open()
+            for path in (self._home_path, self._path(self._stage, self._index)):
+                self._fars.append(_Far(path, self._arrivals, self._homes, spawn))
+            for far in self._fars:
+                await far.open()
 
     def begin(self) -> None:
-        if self._far is not None:
-            self._far.begin()
+        for far in self._fars:
+            far.begin()
 
     async def cease(self) -> None:
-        if self._far is not None:
-            self._far.cease()
+        for far in self._fars[1:]:  # what comes home is awaited by somebody
+            far.cease()
 
     def idle(self) -> bool:
-        return self._far is None or self._far.idle()
+        return all(far.idle() for far in self._fars)
 
     def quiet(self) -> bool:
-        latest = max((peer.moved_at for peer in self._peers.values()), default=0.0)
-        if self._far is not None:
-            latest = max(latest, self._far.moved_at)
+        latest = max((one.moved_at for one in (*self._peers.values(), *self._fars)), default=0.0)
         return asyncio.get_running_loop().time() - latest > QUIET_S
 
     def settled(self) -> bool:
         return all(leaving.settled() for leaving in self._leaving)
 
     def dry(self) -> bool:
-        return self._far is None or self._far.dry()
+        return all(far.dry() for far in self._fars)
 
     def abandon(self) -> dict[str, int]:
         left: dict[str, int] = {}
@@ -173,11 +195,11 @@ class Lines:
         await asyncio.sleep(0)  # the last reports are told from the loop
         for peer in self._peers.values():
             peer.close()
-        if self._far is not None:
-            self._far.close()
+        for far in self._fars:
+            far.close()
 
     def unready(self) -> str | None:
-        missing = [peer.name for peer in self._peers.values() if not peer.present]
+        missing = [peer.name for (_, index), peer in self._peers.items() if index >= 0 and not peer.present]
         return f"no word from {', '.join(missing)}" if missing else None
 
 
@@ -187,33 +209,63 @@ class Lines:
 class _Leaving:
     """The near end of one cut: a lane to each worker of the other stage."""
 
-    def __init__(self, cut: Cut, refuse: Refuse, peers: list[_Peer], homes: Homes):
+    def __init__(self, cut: Cut, refuse: Refuse, peers: list[_Peer], homes: Homes, home: Callable[[str], _Peer]):
         self.cut = cut
         self._refuse = refuse
         self._homes = homes
         self._key = key_of(cut)
         self._lanes = [peer.lane(cut.name, homes) for peer in peers]
+        self._home = home
+        #: To the processes that have who asked.
+        self._homeward: dict[str, _Lane] = {}
         self._turn = 0
 
     def push(self, batch: Batch) -> Awaitable[None] | None:
-        if len(self._lanes) == 1:
-            return self._to(self._lanes[0], batch)
         waits: list[Awaitable[None]] = []
+        homeward = (
+            {home for event in batch if (home := self._homes.home_of(event._receipt))} if self._asked(batch) else ()
+        )
+        for home in homeward:
+            if home.partition("/")[0] == self.cut.to_stage:
+                mine = [event for event in batch if self._homes.home_of(event._receipt) == home]
+                batch = [event for event in batch if self._homes.home_of(event._receipt) != home]
+                wait = self._to(self._lane_home(home), mine)
+                if wait is not None:
+                    waits.append(wait)
+        if len(self._lanes) == 1:
+            wait = self._to(self._lanes[0], batch) if batch else None
+            if wait is not None:
+                waits.append(wait)
+            return all_of(waits)
         for number, events in self._divided(batch).items():
             wait = self._to(self._lanes[number], events)
             if wait is not None:
                 waits.append(wait)
         return all_of(waits)
 
+    @staticmethod
+    def _asked(batch: Batch) -> bool:
+        """May somebody wait for one of these? Most batches have one receipt, or slots that nobody asked for."""
+        return any(type(event._receipt) is not Receipt for event in batch)
+
+    def _lane_home(self, home: str) -> _Lane:
+        lane = self._homeward.get(home)
+        if lane is None:
+            lane = self._homeward[home] = self._home(home).lane(self.cut.name, self._homes)
+        return lane
+
+    def forget(self, peer: _Peer) -> None:
+        """The process has gone, and with it everybody who asked there."""
+        lane = self._homeward.pop(peer.name, None)
+        if lane is not None:
+            lane.abandon("dropped", "cancelled")
+
     def _divided(self, batch: Batch) -> dict[int, Batch]:
         found: dict[int, Batch] = {}
         count = len(self._lanes)
         rest: int | None = None
         for event in batch:
-            home = self._home(event)
-            if home is not None:
-                number = home
-            elif self._key is not None:
+            if self._key is not None:
                 try:
                     number = share_of(self._key(event), count)
                 except Exception as error:
@@ -225,12 +277,6 @@ class _Leaving:
                 number = 0  # order is to be kept, and says no key: one worker has it all
             found.setdefault(number, []).append(event)
         return found
-
-    def _home(self, event: Event[Any]) -> int | None:
-        """Where an answer has to go; None: it is none, or its asker is not in the other stage."""
-        home = self._homes.home_of(event.carrier())
-        stage, _, index = home.partition("#")[0].rpartition("/") if home else ("", "", "")
-        return int(index) if stage == self.cut.to_stage and int(index) < len(self._lanes) else None
 
     def _least(self) -> int:
         """The lane with the least under way, of those whose worker takes more."""
@@ -257,10 +303,10 @@ class _Leaving:
         return None if self.cut.back or self.cut.overflow != "block" else wait
 
     def settled(self) -> bool:
-        return all(lane.settled() for lane in self._lanes)
+        return all(lane.settled() for lane in (*self._lanes, *self._homeward.values()))
 
     def abandon(self) -> int:
-        return sum(lane.abandon() for lane in self._lanes)
+        return sum(lane.abandon("failed", "abandoned") for lane in (*self._lanes, *self._homeward.values()))
 
 
 class _Under(msgspec.Struct, gc=False):
@@ -268,7 +314,6 @@ class _Under(msgspec.Struct, gc=False):
 
     parcel: Parcel
     carriers: list[Carrier | None]
-    asked: list[tuple[str, int] | None]
 
 
 class _Lane:
@@ -336,11 +381,10 @@ class _Lane:
         if not good:
             return
         carriers = [event.carrier() for event in good]
-        asked = [self._homes.sent(carrier) for carrier in carriers]
-        parcel = Parcel(self._cut, body, {n: one for n, one in enumerate(asked) if one is not None})
+        parcel = Parcel(self._cut, body, self._homes.all_sent(carriers))
         number = self._next
         self._next += 1
-        self._under[number] = _Under(parcel, carriers, asked)
+        self._under[number] = _Under(parcel, carriers)
         self._peer.send(_Sent(self._cut, self._session, number, parcel))
 
     # ------------------------------------------------------------------ what the far end says
@@ -383,7 +427,7 @@ class _Lane:
             fates = reports(raw)
         except InputError as error:
             fates = dict.fromkeys(range(len(under.carriers)), Reported("failed", str(error)))
-        for one in under.asked:
+        for one in under.parcel.asked.values():
             self._homes.reported(one)
         settle_reported(under.carriers, fates)
         self._flush()
@@ -398,15 +442,17 @@ class _Lane:
     def settled(self) -> bool:
         return not self._under and not self._waiting
 
-    def abandon(self) -> int:
+    def abandon(self, fate: Fate, reason: str) -> int:
         left = self._count
         for batch, _ in self._waiting:
-            settle(batch, "failed", "abandoned")
+            settle(batch, fate, reason)
         self._waiting.clear()
         self._count = self.events = 0
         for under in self._under.values():
             left += len(under.carriers)
-            settle_reported(under.carriers, {}, "failed", "abandoned")
+            for one in under.parcel.asked.values():
+                self._homes.reported(one)
+            settle_reported(under.carriers, {}, fate, reason)
         self._under.clear()
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
@@ -416,8 +462,9 @@ class _Lane:
 class _Peer:
     """A connection to one worker of another stage."""
 
-    def __init__(self, path: Path, name: str):
+    def __init__(self, path: Path, name: str, gone: Callable[[_Peer], None] | None = None):
         self.name = name
+        self._gone = gone
         self._path = path
         self._lanes: dict[str, _Lane] = {}
         self._socket: zmq.Socket[bytes] | None = None
@@ -484,6 +531,10 @@ class _Peer:
         while True:
             await asyncio.sleep(ASK_S)
             if self._loop.time() - self._heard_at >= ASK_S:
+                if self._gone is not None and _is_free(self._path):
+                    self.close()
+                    self._gone(self)
+                    return
                 for lane in self._lanes.values():
                     lane.ask()
 
@@ -719,6 +770,21 @@ class _Source:
 
     def dry(self) -> bool:
         return self.idle() and not self._open
+
+
+def _is_free(path: Path) -> bool:
+    """Has the process gone that had this place? Its lock went with it."""
+    try:
+        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def _configure(socket: zmq.Socket[bytes]) -> None:
