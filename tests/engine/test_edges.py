@@ -20,8 +20,6 @@ from furcula.engine.moving import MovingLoop, run_moving
 from furcula.errors import ConfigurationError, StartFailed
 from furcula.options import Breaker
 from furcula.receipt import Origin, Receipt, Tracked
-from furcula.transport import Promises
-from furcula.transports.memory import MemoryTransport
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
@@ -979,64 +977,6 @@ def test_a_source_that_calls_exit_ends_as_failed():
     except BaseException:
         pass
     assert sink == [1]
-
-
-# ------------------------------------------------------------------ crossing
-
-
-class Narrow(MemoryTransport):
-    def __init__(self, size=64, body=200):
-        super().__init__(size)
-        self.promises = Promises(order=True, reports=True, loss=("block",), max_body=body)
-
-
-def test_a_body_that_is_too_large_fails_its_events_and_the_flow_ends():
-    flow, sink = flow_of("x" * 1000), Sink()
-    flow["source"] >> flow.module(sink, "sink")
-    _director, answer = bounded(flow, 1000, cut={"source -> sink": Narrow()})
-    assert answer != "hung"
-
-
-def test_events_in_a_transport_at_the_deadline_are_named():
-    flow = flow_of(*range(100))
-
-    async def slow(event: Event) -> Event:
-        await asyncio.sleep(1000)
-        return event
-
-    flow["source"] >> flow.module(slow, "slow", queue=1) >> flow.module(Sink(), "sink")
-
-    async def go(loop):
-        director = Director(flow, batch_limit=1, cut={"source -> slow": MemoryTransport()})
-        async with director:
-            await asyncio.sleep(1)
-            await director.stop(0)
-        return director.statistics()
-
-    statistics = run_moving(go)
-    origin = statistics.origins["source"]
-    assert origin.reasons == {"failed abandoned": origin.admitted}
-    assert sum(statistics.abandoned.values()) == origin.admitted
-
-
-def test_a_put_that_waits_for_room_in_a_crossing_ends_with_the_flow():
-    flow = Flow("edges")
-
-    async def slow(event: Event) -> Event:
-        await asyncio.sleep(1000)
-        return event
-
-    flow.source([], "source") >> flow.module(slow, "slow", queue=1) >> flow.module(Sink(), "sink")
-
-    async def work(director):
-        await director.start()
-        putting = [asyncio.ensure_future(director.put("source", number)) for number in range(40)]
-        await asyncio.sleep(1)
-        await director.stop(0)
-        await asyncio.wait(putting)
-
-    _, answer = bounded(flow, 100, work, cut={"source -> slow": MemoryTransport()})
-    assert answer != "hung"
 
 
 # ------------------------------------------------------------------ bounds

@@ -9,14 +9,12 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tests.engine.drawing import specs
 from tests.engine.reference import UNORDERED, Expected, Spec, build, interpret
 
 from furcula.engine.director import Director
 from furcula.engine.moving import MovingLoop, run_moving
 from furcula.engine.statistics import Statistics
-from furcula.transports.memory import MemoryTransport
 
 RELAXED = settings(
     max_examples=int(os.environ.get("FURCULA_EXAMPLES", "150")),
@@ -43,7 +41,7 @@ def run(spec: Spec, **settings: Any) -> tuple[dict[str, list[tuple[Any, ...]]], 
     return collected, run_moving(go)
 
 
-def compare(spec: Spec, collected: dict[str, list[tuple[Any, ...]]], got: Statistics, *, cut: bool = False) -> None:
+def compare(spec: Spec, collected: dict[str, list[tuple[Any, ...]]], got: Statistics) -> None:
     expected = interpret(spec)
     assert got.balanced, got
     assert got.open == 0
@@ -84,12 +82,3 @@ def test_fused_flows_do_what_the_reference_says(spec: Spec) -> None:
 @given(specs())
 def test_with_a_queue_of_one_before_every_module_nothing_changes(spec: Spec) -> None:
     compare(spec, *run(spec, queue_everywhere=1))
-
-
-@RELAXED
-@given(specs(), st.data())
-def test_cut_at_a_random_route_and_joined_through_bytes_nothing_changes(spec: Spec, data: st.DataObject) -> None:
-    routes = [str(link) for link in spec.links if link.branch == "required" and link.ttl is None]
-    chosen = data.draw(st.lists(st.sampled_from(routes), min_size=1, max_size=2, unique=True)) if routes else []
-    transport = MemoryTransport(size=4)
-    compare(spec, *run(spec, cut=dict.fromkeys(chosen, transport)), cut=True)

@@ -12,7 +12,6 @@ import pytest
 import zmq
 from tests.services import free_port
 
-from furcula import Director, Event, Flow
 from furcula.options import Size
 from furcula.testing.transports import TransportSuite
 from furcula.transport import Promises, Transport
@@ -41,24 +40,6 @@ class ZmqSuite(TransportSuite):
                 stranger.send(raw)
 
         await asyncio.to_thread(send)
-
-
-async def test_a_flow_whose_route_goes_over_it_settles_every_event() -> None:
-    flow, seen = Flow("cut"), []
-
-    def odd(event: Event[int]) -> None:
-        if event.data % 10 == 3:
-            raise ValueError("three")
-        seen.append(event.data)
-
-    flow.source(range(500), "numbers") >> flow.module(odd, "odd")
-    transport = ZmqTransport(f"tcp://127.0.0.1:{free_port()}", size=4)
-    await transport.open()
-    director = Director(flow, cut={"numbers -> odd": transport})
-    statistics = await asyncio.wait_for(director.run(), 30)
-    await transport.close()
-    assert seen == [number for number in range(500) if number % 10 != 3]
-    assert statistics.open == 0
 
 
 async def test_a_hub_that_is_pelted_with_garbage_serves_its_clients() -> None:

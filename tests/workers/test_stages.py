@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tempfile
 from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +18,10 @@ from tests.engine.drawing import specs
 from tests.engine.reference import Spec, build, interpret
 from tests.engine.test_random_flows import in_order
 from tests.workers.staged import module_counts, put_into_stages, run_over_lines
+
+from furcula import Event, Flow
+from furcula.engine.director import Director
+from furcula.workers.lines import Lines
 
 SOME = settings(
     max_examples=int(os.environ.get("FURCULA_EXAMPLES", "25")),
@@ -60,3 +67,68 @@ def test_random_flows_in_random_stages_do_what_the_reference_says(spec: Spec, da
     for name, counts in expected.modules.items():
         for what in ("received", "born", "sent", "delivered", "dropped", "failed", "joined"):
             assert module_counts(statistics, name, what) == counts[what], (name, what)
+
+
+async def test_what_bytes_cannot_say_fails_where_it_would_leave() -> None:
+    flow, got, refused = Flow("bytes"), [], []  # type: ignore[var-annotated]
+
+    def made(event: Event) -> Event:
+        if event.data == 3:
+            event.data = object()
+        return event
+
+    made_ = flow.module(made)
+    flow.source(range(6), "source") >> made_ >> flow.module(lambda event: got.append(event.data), "sink", stage="b")
+    made_.failed >> flow.module(lambda event: refused.append(event.failures[-1].message), "refused")
+    statistics = await run_over_lines(flow)
+    assert got == [0, 1, 2, 4, 5]
+    assert "cannot leave the process" in refused[0]
+    assert "object" in refused[0]
+    assert (statistics["main"][0].modules["made"].failed, statistics["main"][0].total.open) == (1, 0)
+
+
+async def test_what_another_stage_still_has_at_the_deadline_is_named() -> None:
+    flow = Flow("late")
+
+    async def slow(event: Event) -> Event:
+        await asyncio.sleep(1000)
+        return event
+
+    flow.source(range(100), "source") >> flow.module(slow, queue=1, stage="b") >> flow.module(print, "sink")
+    with tempfile.TemporaryDirectory() as folder:
+        counts = {"main": 1, "b": 1}
+        main, other = (Director(flow, stage=stage, joints=Lines(Path(folder), stage, 0, counts)) for stage in counts)
+        async with main, other:
+            while other.statistics().modules["slow"].received == 0:
+                await asyncio.sleep(0.01)
+            statistics = await main.stop(0.05)
+            assert statistics.origins["source"].reasons == {"failed abandoned": 100}
+            assert statistics.abandoned == {"slow": 100}
+            await other.stop(0)
+
+
+async def test_a_full_stage_makes_the_source_of_another_wait() -> None:
+    flow, given = Flow("full"), []  # type: ignore[var-annotated]
+    go = asyncio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        for number in range(50_000):
+            given.append(number)
+            yield number
+            await asyncio.sleep(0)
+
+    async def gated(event: Event) -> None:
+        await go.wait()
+
+    flow.source(source) >> flow.module(gated, queue=10, stage="b")
+
+    async def look(directors: dict[str, list[Director]]) -> None:
+        before = -1
+        while len(given) != before:
+            before = len(given)
+            await asyncio.sleep(0.3)
+        assert len(given) < 20_000
+        go.set()
+
+    statistics = await run_over_lines(flow, meanwhile=look)
+    assert statistics["b"][0].modules["gated"].delivered == 50_000

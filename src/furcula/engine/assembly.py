@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from furcula.engine.attempts import BreakerState, is_stop, isolated, retrying, s
 from furcula.engine.batches import BatchPool
 from furcula.engine.caught import CAUGHT, snapshot
 from furcula.engine.counters import BATCH_LIMIT, Counters, TimeSlice
-from furcula.engine.crossing import Crossing
 from furcula.engine.cycles import BackEdge, Region
 from furcula.engine.durable import DurableQueue
 from furcula.engine.join import Join, JoinInbox
@@ -37,7 +36,6 @@ from furcula.module import Handling, Source, describe
 from furcula.naming import import_name, import_path
 from furcula.options import Durable, Options, Overflow
 from furcula.receipt import Origin
-from furcula.transport import Transport
 
 __all__ = ["Assembly", "ModuleRun"]
 
@@ -96,7 +94,6 @@ class Assembly:
     """All parts of one run.
 
     Args:
-        cut: Routes (as their text) that go through a transport.
         stage: Make the modules of this stage only.
         joints: With `stage`: what joins it to the others.
     """
@@ -110,7 +107,6 @@ class Assembly:
         now: Callable[[], float],
         monotonic: Callable[[], float],
         batch_limit: int = BATCH_LIMIT,
-        cut: Mapping[str, Transport] | None = None,
         stage: str | None = None,
         joints: Joints | None = None,
     ):
@@ -125,8 +121,6 @@ class Assembly:
         self._now = now
         self._monotonic = monotonic
         self._batch_limit = batch_limit
-        self._cut = cut or {}
-        self.crossings: list[Crossing] = []
         self.durable: list[DurableQueue] = []
         #: Can somebody wait for an answer of this flow?
         self._asked = any(place.is_source and place.inboxes for place in flow.places.values())
@@ -523,11 +517,6 @@ class Assembly:
 
     def _consumer(self, planned: RoutePlan, target: ModuleRun, inbox: str, name: str) -> Consumer:
         entry = target.entries[inbox]
-        transport = self._cut.get(name) if planned.route is not None else None
-        if transport is not None and planned.way != "back":
-            crossing = Crossing(transport, name, entry, target.arrivals, self.origin(f"cut({name})"), target.name)
-            self.crossings.append(crossing)
-            return crossing
         if planned.way == "direct":
             return entry  # type: ignore[no-any-return]
         if planned.way == "back":

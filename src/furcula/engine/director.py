@@ -13,7 +13,7 @@ import inspect
 import logging
 import signal
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ from furcula.event import Event
 from furcula.flow import FlowGraph
 from furcula.options import Duration
 from furcula.receipt import Origin, Receipt, Slot, Tracked
-from furcula.transport import Transport
 
 __all__ = ["Director"]
 
@@ -62,7 +61,6 @@ class Director:
         now: The clock for `event.created` and schedules: Unix time in seconds.
         queue_everywhere: Put a queue of this size before every module, whatever the options say. For tests.
         batch_limit: The most events that move together.
-        cut: Routes, as their text (`a -> b`), whose events go through a transport.
         stage: Run the modules of this stage only.
         joints: With `stage`: what joins it to the stages that run elsewhere.
         held: Sources that are not to begin; see `begin`. The flow does not wait for them to end, unless all are held.
@@ -79,7 +77,6 @@ class Director:
         now: Callable[[], float] = time.time,
         queue_everywhere: int | None = None,
         batch_limit: int = BATCH_LIMIT,
-        cut: Mapping[str, Transport] | None = None,
         stage: str | None = None,
         joints: Joints | None = None,
         held: Iterable[str] = (),
@@ -102,7 +99,6 @@ class Director:
             now=now,
             monotonic=self._monotonic,
             batch_limit=self._batch_limit,
-            cut=cut,
             stage=stage,
             joints=joints,
         )
@@ -125,8 +121,6 @@ class Director:
         self._started_modules: list[ModuleRun] = []
         self._began = 0.0
         self._seconds = 0.0
-        self._transports = list({id(transport): transport for transport in (cut or {}).values()}.values())
-        self._crossings = self._assembly.crossings
         self._durable = self._assembly.durable
 
     # ------------------------------------------------------------------ start
@@ -161,10 +155,6 @@ class Director:
         # Where all are held, others may begin later: the end is for whoever holds them to say.
         self._unfinished = (sources - self._held) or sources
         try:
-            for transport in self._transports:
-                await transport.open()
-            for crossing in self._crossings:
-                self._spawn(crossing.receive(), f"crossing to {crossing.target}")
             for queue in self._durable:
                 await self._open_queue(queue)
             if self._joints is not None:
@@ -649,7 +639,6 @@ class Director:
             # What failed far down may have gone back to the queue, to be handed out again.
             await self._until(lambda: all(queue.dry or not queue.idle() for queue in self._durable))
             await self._drain_all()
-        await self._until(lambda: all(crossing.settled() for crossing in self._crossings))
         if self._joints is not None:
             if not self._joints.keeps:
                 await self._until(self._joints.settled)
@@ -665,8 +654,6 @@ class Director:
         await asyncio.sleep(0)  # what sources are told of their last events is told before they stop
         if not self._forced:
             await self._run_stop_hooks()
-        for transport in self._transports:
-            await transport.close()
         if self._joints is not None:
             await self._joints.close()
         for queue in self._durable:
@@ -733,9 +720,7 @@ class Director:
     async def _drain(self, component: list[ModuleRun]) -> None:
         """Wait until these modules hold nothing, and what they kept back has left them too."""
         while not self._expired.is_set():
-            await self._until(
-                lambda: all(run.idle() for run in component) and self._crossings_idle(component) and self._joints_idle()
-            )
+            await self._until(lambda: all(run.idle() for run in component) and self._joints_idle())
             if self._expired.is_set():
                 return
             waits: list[Awaitable[None]] = []
@@ -753,10 +738,6 @@ class Director:
 
     def _joints_idle(self) -> bool:
         return self._joints is None or self._joints.idle()
-
-    def _crossings_idle(self, component: list[ModuleRun]) -> bool:
-        names = {run.name for run in component}
-        return all(crossing.idle() for crossing in self._crossings if crossing.target in names)
 
     async def _flush(self, run: ModuleRun) -> Awaitable[None] | None:
         hook = getattr(run.instance, "flush", None)
@@ -804,10 +785,6 @@ class Director:
             count = run.abandon()
             if count:
                 self.abandoned[run.name] = self.abandoned.get(run.name, 0) + count
-        for crossing in self._crossings:
-            left = crossing.abandon()
-            if left:
-                self.abandoned[crossing.target] = self.abandoned.get(crossing.target, 0) + left
         for name, left in self._joints.abandon().items() if self._joints is not None else ():
             if left:
                 self.abandoned[name] = self.abandoned.get(name, 0) + left

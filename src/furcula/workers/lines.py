@@ -176,7 +176,8 @@ class Lines:
         return all(far.idle() for far in self._fars)
 
     def quiet(self) -> bool:
-        latest = max((one.moved_at for one in (*self._peers.values(), *self._fars)), default=0.0)
+        moved = [*(peer.moved_at for peer in self._peers.values()), *(far.moved_at for far in self._fars)]
+        latest = max(moved, default=0.0)
         return asyncio.get_running_loop().time() - latest > QUIET_S
 
     def settled(self) -> bool:
