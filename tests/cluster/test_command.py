@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,12 @@ modules:
 routes: [http -> pid -> http]
 """
 WRONG = """
+
+async def stuck(event: Event) -> Event:
+    open("stuck", "w").close()
+    await asyncio.sleep(3600)
+    return event
+
 
 def refuses(event: Event) -> Event:
     if event.data["n"] % 50 == 7 and not os.path.exists("mended"):
@@ -156,6 +163,30 @@ def test_requests_come_back_over_an_embedded_cluster(furcula: Any, tmp_path: Pat
     assert "2 worker(s)" in second("status", file, "--data", "data")
     assert run.end(signal.SIGTERM) == 0, run.text
     assert "no embedded cluster runs in data" in second("status", file, "--data", "data", code=1)
+
+
+def test_a_request_whose_worker_dies_is_answered_so_that_it_is_tried_again(
+    furcula: Any,  # noqa: F811
+    tmp_path: Path,
+    nats: NatsServer,
+    flow_name: str,
+) -> None:
+    port = free_port()
+    web = WEB.replace("modules:", "cluster: {{lease: 1s}}\nmodules:").replace("shop:pid", "shop:stuck")
+    file = shop(tmp_path, web, name=flow_name, port=port)
+    work = furcula("run", file, "--cluster", nats.url, "--stage", "work", "--pid-file", "pid")
+    main = furcula("run", file, "--cluster", nats.url, "--stage", "main")
+    main.until("listening on")
+    (worker,) = work.workers(1)
+    with socket.create_connection(("127.0.0.1", port), timeout=LIMIT_S) as line:
+        line.sendall(b"GET / HTTP/1.1\r\nHost: shop\r\n\r\n")
+        wait_until(lambda: (tmp_path / "stuck").exists(), "a worker is at it")
+        os.kill(worker, signal.SIGKILL)
+        answer = line.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 503 "), answer
+    assert b"retry-after:" in answer.lower()
+    assert main.end(signal.SIGTERM) == 0, main.text
+    work.end(signal.SIGTERM)
 
 
 def test_a_changed_flow_says_what_it_would_change_and_is_not_run_before(

@@ -23,6 +23,11 @@ import time
 from furcula import Event
 
 
+def say(*words):
+    # In one write: other processes write to the same pipe.
+    os.write(1, (" ".join(map(str, words)) + "\\n").encode())
+
+
 def numbers(count: int = 1000):
     yield from range(count)
 
@@ -34,7 +39,7 @@ async def ticks():
 
 
 async def announced():
-    print("source in", os.getpid(), flush=True)
+    say("source in", os.getpid())
     while True:
         yield 1
         await asyncio.sleep(0.01)
@@ -56,13 +61,13 @@ def note(event: Event, file: str = "seen") -> Event:
 
 
 async def stuck(event: Event) -> Event:
-    print("stuck", flush=True)
+    say("stuck")
     await asyncio.sleep(3600)
     return event
 
 
 def hang(event: Event) -> Event:
-    print("hanging", os.getpid(), flush=True)
+    say("hanging", os.getpid())
     time.sleep(3600)
     return event
 
