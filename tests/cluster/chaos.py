@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import sqlite3
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import nats
 from tests.cluster.harness import Proxy, Servers, Small, Worker, wait_for
-from tests.cluster.worker_chaos import WINDOW, flow_of
+from tests.cluster.worker_chaos import BATCH, WINDOW, flow_of
 
 from furcula.cluster.client import Access
 from furcula.cluster.operating import operating
@@ -44,6 +45,9 @@ DEEDS = {
     "slow a worker's link": 10,
     "fill a disk": 8,
 }
+PARTITIONS, PREFETCH = 12, 256
+#: Events of a message, at most: the source gives so many at once.
+MESSAGE = 256
 WORKERS = {"main": 2, "middle": 3, "sink": 2}
 
 
@@ -90,18 +94,27 @@ class Chaos:
         seed: Of what happens and when.
         deeds: How many things happen.
         size: Servers of the cluster.
-        disk: Also fill a disk.
+        must: What happens in any case; the rest is drawn.
+        deploy: Also replace the workers of the middle stage by those of the next version.
+        lease: Of the workers, in seconds.
+        window: Numbers that the source gives before the first of them is settled.
+        batch: Numbers that it gives at once.
+        pace_s: So long it waits after each.
     """
 
     def __init__(
-        self, folder: Path, *, events: int, seed: int, deeds: int, size: int = 3, must: tuple[str, ...] = (),
-        deploy: bool = True, lease: float = 2.0,
+        self, folder: Path, *, events: int, seed: int, deeds: int, size: int = 3, must: Sequence[str] = (),
+        deploy: bool = True, lease: float = 2.0, window: int = WINDOW, batch: int = BATCH, pace_s: float = 0,
     ):  # fmt: skip
         self.folder = folder
         self.events = events
         self.figures = Figures(seed, events)
         self._draw = random.Random(seed)
         self._lease = lease
+        self._window = window
+        # Events are left for the next version of the middle stage, and to flow while the last things break.
+        gates = {"go": 0, "over": int(0.9 * events), **({"deployed": int(0.7 * events)} if deploy else {})}
+        self._supply = {"window": window, "batch": batch, "pace_s": pace_s, "gates": gates}
         self._size = size
         self._deploys = deploy
         self._proxy = Proxy()
@@ -114,8 +127,8 @@ class Chaos:
         self._servers = Servers(folder, self._proxy, size, self._small.folder / "js" if full and self._small else None)
         self._cluster = {
             "replicas": size,
-            "partitions": 12,
-            "prefetch": 256,
+            "partitions": PARTITIONS,
+            "prefetch": PREFETCH,
             "lease": lease,
             "ack_wait": 3,
             "delay": 0.05,
@@ -126,6 +139,7 @@ class Chaos:
         self._workers: list[Worker] = []
         self._gone: list[Worker] = []
         self._count = 0
+        self._arrived = threading.Event()
         self._version = 1
         possible = [deed for deed in DEEDS if self._may(deed)]
         chosen = self._draw.choices(possible, [DEEDS[deed] for deed in possible], k=max(0, deeds - len(must)))
@@ -151,6 +165,7 @@ class Chaos:
                 "folder": str(self.folder),
                 "events": self.events,
                 "keys": min(500, self.events // 20),
+                **self._supply,
                 "cluster": self._cluster,
                 "version": self._version if stage == "middle" else 1,
             },
@@ -174,18 +189,18 @@ class Chaos:
             worker = self._one()
             worker.kill()
             self._leave(worker)
-            self._interrupted()
+            self._interrupted(worker.stage)
             self._start(worker.stage)
         elif deed == "freeze a worker":
             worker = self._one()
             worker.freeze()
-            self._interrupted()
+            self._interrupted(worker.stage)
             time.sleep(1.8 * self._lease)
             worker.thaw()
         elif deed == "cut off a worker":
             worker = self._one()
             self._proxy.cut(*worker.links, silently=self._draw.random() < 0.5)
-            self._interrupted()
+            self._interrupted(worker.stage)
             time.sleep(self._draw.uniform(0.3, 2.0) * self._lease)
             self._proxy.heal(*worker.links)
         elif deed == "slow a worker's link":
@@ -238,14 +253,15 @@ class Chaos:
 
         wait_for(whole, "the servers are whole again", 120)
 
-    def _interrupted(self) -> None:
-        # A worker has of each partition at most `prefetch` in hand, and a message is taken as a whole; of a source's
-        # numbers those that are not settled come a second time.
-        self.figures.most_duplicates += 12 * (256 + 512) + WINDOW
+    def _interrupted(self, stage: str) -> None:
+        # What a worker has in hand: of a source, its window; of each partition, `prefetch` events and one message more.
+        most = self._window if stage == "main" else PARTITIONS * (PREFETCH + MESSAGE)
+        self.figures.most_duplicates += most
 
     def _all_interrupted(self) -> None:
-        """Who is connected to a server that ends may have to take anew what it has in hand."""
-        self.figures.most_duplicates += 3 * 12 * (256 + 512) + WINDOW
+        """Who is connected to a server that ends may lose its place, or take anew what it has in hand."""
+        for stage in WORKERS:
+            self._interrupted(stage)
 
     def _leader(self, stage: str) -> int:
         async def ask() -> str:
@@ -271,6 +287,7 @@ class Chaos:
                 for _ in range(count):
                     self._start(stage)
             wait_for(lambda: all(worker.ready for worker in self._workers), "the workers run", 120)
+            (self.folder / "go").touch()
             self._run(limit_s)
             for worker in self._workers:
                 worker.process.terminate()
@@ -287,31 +304,43 @@ class Chaos:
                 self._small.close()
 
     def _run(self, limit_s: float) -> None:
-        began = last_at = time.monotonic()
-        plain = self.folder / "plain"
-        last, done = 0, 0
+        began = time.monotonic()
+        watching = threading.Thread(target=self._watch, name="watches for stalls", daemon=True)
+        watching.start()
+        done = 0
         plan = list(self._plan)
-        step = self.events / (len(plan) + (2 if self._deploys else 1))
+        step = 0.85 * self.events / (len(plan) + 1)
         deploy_at = self.events * 0.4 if self._deploys else float("inf")
         next_at = step
         while done < self.events or plan:
-            now = time.monotonic()
-            size = plain.stat().st_size if plain.exists() else 0
-            if size != last:
-                self.figures.longest_stall_s = max(self.figures.longest_stall_s, now - last_at)
-                last, last_at = size, now
             done = self._stored()
             if done >= deploy_at:
                 deploy_at = float("inf")
                 self._deploy()
-            if plan and (done >= next_at or done >= self.events):
+                (self.folder / "deployed").touch()
+            if plan and done >= next_at:
                 next_at += step
                 self._do(plan.pop(0))
+            if not plan:
+                (self.folder / "over").touch()
             for worker in self._workers:
                 assert worker.process.poll() is None, f"{worker.name} ended:\n{worker.said[-3000:]}"
-            assert now - began < limit_s, f"only {done} of {self.events} after {limit_s:g} s\n{self.figures}"
+            assert time.monotonic() - began < limit_s, (
+                f"only {done} of {self.events} after {limit_s:g} s\n{self.figures}"
+            )
             time.sleep(0.05)
         self.figures.seconds = time.monotonic() - began
+        self._arrived.set()
+        watching.join()
+
+    def _watch(self) -> None:
+        """Keep the longest time in which nothing came to the sink."""
+        plain, last, at = self.folder / "plain", 0, time.monotonic()
+        while not self._arrived.wait(0.02):
+            size, now = plain.stat().st_size if plain.exists() else 0, time.monotonic()
+            if size != last:
+                self.figures.longest_stall_s = max(self.figures.longest_stall_s, now - at)
+                last, at = size, now
 
     def _stored(self) -> int:
         path = self.folder / "once.db"
@@ -366,6 +395,7 @@ class Chaos:
     async def _left(self) -> tuple[int, int]:
         settings: dict[str, Any] = {
             "folder": str(self.folder), "flow": "chaos", "cluster": self._cluster, "events": 0, "keys": 1, "name": "-",
+            **self._supply,
         }  # fmt: skip
         async with operating(flow_of(settings), Access(self._servers.direct())) as operator:
             status = await operator.status()
@@ -390,8 +420,7 @@ def check(figures: Figures) -> None:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True)
-    events, seed, deeds = (int(os.environ.get(name, default)) for name, default in
-                           (("FURCULA_EVENTS", 200_000), ("FURCULA_SEED", 1), ("FURCULA_DEEDS", 40)))  # fmt: skip
-    check(run(folder, events=events, seed=seed, deeds=deeds, limit_s=1200))
+    # `python -m tests.cluster.chaos FOLDER '{"events": 10000, "seed": 1, "deeds": 10, "limit_s": 300}'`
+    place = Path(sys.argv[1])
+    place.mkdir(parents=True)
+    check(run(place, **json.loads(sys.argv[2])))

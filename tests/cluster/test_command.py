@@ -80,7 +80,11 @@ def operator(tmp_path: Path, nats: NatsServer) -> Operator:
 
 
 def test_workers_on_a_cluster_are_seen_paused_drained_and_resumed(
-    furcula: Any, tmp_path: Path, nats: NatsServer, flow_name: str, operator: Operator  # noqa: F811
+    furcula: Any,
+    tmp_path: Path,
+    nats: NatsServer,
+    flow_name: str,
+    operator: Operator,  # noqa: F811
 ) -> None:
     file = shop(tmp_path, CHAIN, name=flow_name)
     assert "make the stream" in operator("plan", file)
@@ -117,7 +121,11 @@ def test_workers_on_a_cluster_are_seen_paused_drained_and_resumed(
 
 
 def test_dead_letters_of_a_cluster_are_listed_shown_replayed_and_thrown_away(
-    furcula: Any, tmp_path: Path, nats: NatsServer, flow_name: str, operator: Operator  # noqa: F811
+    furcula: Any,
+    tmp_path: Path,
+    nats: NatsServer,
+    flow_name: str,
+    operator: Operator,  # noqa: F811
 ) -> None:
     chain = CHAIN.replace("shop:handled", "shop:refuses").replace("shop:endless", "shop:numbers")
     chain = chain.replace(", concurrency: 16", "")
@@ -190,7 +198,11 @@ def test_a_request_whose_worker_dies_is_answered_so_that_it_is_tried_again(
 
 
 def test_a_changed_flow_says_what_it_would_change_and_is_not_run_before(
-    furcula: Any, tmp_path: Path, nats: NatsServer, flow_name: str, operator: Operator  # noqa: F811
+    furcula: Any,
+    tmp_path: Path,
+    nats: NatsServer,
+    flow_name: str,
+    operator: Operator,  # noqa: F811
 ) -> None:
     file = shop(tmp_path, CHAIN, name=flow_name)
     operator("apply", file)

@@ -38,10 +38,17 @@ class Numbers(Source):
 
     acknowledges = "position"
 
-    def __init__(self, folder: str, events: int, keys: int):
+    def __init__(
+        self, folder: str, events: int, keys: int, window: int, batch: int, pace_s: float, gates: dict[str, int]
+    ):
         self.path = Path(folder) / "position"
         self.numbers = events
         self.keys = keys
+        self.window = window
+        self.batch = batch
+        self.pace_s = pace_s
+        #: Files that must be there before it gives the number.
+        self.gates = gates
 
     def start(self, context: Any) -> None:
         self.context = context
@@ -59,11 +66,14 @@ class Numbers(Source):
 
     async def give(self, life: int) -> None:
         while self.at < self.numbers:
-            if self.at - self.done >= WINDOW:
+            if any(self.at >= at and not (self.path.parent / name).exists() for name, at in self.gates.items()):
+                await asyncio.sleep(0.01)
+                continue
+            if self.at - self.done >= self.window:
                 self.room.clear()
                 await self.room.wait()
                 continue
-            to = min(self.at + BATCH, self.numbers, self.done + WINDOW)
+            to = min(self.at + self.batch, self.numbers, self.done + self.window)
             batch = range(self.at, to)
             self.at = to
             for number in batch:
@@ -73,7 +83,7 @@ class Numbers(Source):
                 )
                 if wait is not None:
                     await wait
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.pace_s)
 
     def is_settled(self, life: int, number: int, slot: Any) -> None:
         if life != self.life:
@@ -111,14 +121,14 @@ def flow_of(settings: dict[str, Any]) -> Flow:
     flow = Flow(settings["flow"], cluster=settings["cluster"])
     draw = random.Random(os.getpid())
     version = settings.get("version", 1)
-    slow = settings.get("slow", 0.002)
-    numbers = flow.use(Numbers, "numbers", folder=folder, events=settings["events"], keys=settings["keys"])
+    counted = {name: settings[name] for name in ("events", "keys", "window", "batch", "pace_s", "gates")}
+    numbers = flow.use(Numbers, "numbers", folder=folder, **counted)
 
     @flow.module(stage="middle", key="data.key", concurrency=16, retry=Retry(attempts=2, delay=0.01, errors=(OSError,)))
     async def work(event: Event[Any]) -> Event[Any]:
         chance = draw.random()
         if chance < 0.05:
-            await asyncio.sleep(slow * draw.random())
+            await asyncio.sleep(0.002 * draw.random())
         if chance < 0.001:
             raise OSError("try again here")
         if chance > 0.9998:

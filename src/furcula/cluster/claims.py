@@ -33,14 +33,14 @@ class Row(msgspec.Struct, array_like=True):
     Attributes:
         owner: The worker that has it; empty: nobody.
         epoch: How often it has passed.
-        deaths: How many owners in a row have died over the same message.
-        first: The stream's number of that message.
+        deaths: How many owners in a row have died with the same messages in hand.
+        last: The stream's number of the last of those.
     """
 
     owner: str = ""
     epoch: int = 0
     deaths: int = 0
-    first: int = 0
+    last: int = 0
 
 
 _decode = msgspec.json.Decoder(dict[str, Row]).decode
@@ -89,6 +89,7 @@ class Claims:
         #: Ours, but `taken` has not succeeded yet.
         self._untold: dict[str, tuple[Row, bool]] = {}
         self._leaving: set[str] = set()
+        self._writing = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._seen_at = time.monotonic()
 
@@ -142,7 +143,7 @@ class Claims:
                     won[name] = (row, False)  # we took it, and did not hear that we had
             elif len(won) < room and (not row.owner or self._members.dead(row.owner)):
                 died = bool(row.owner)
-                row = Row(me, row.epoch + 1, row.deaths if died else 0, row.first if died else 0)
+                row = Row(me, row.epoch + 1, row.deaths if died else 0, row.last if died else 0)
                 table[name] = row
                 won[name] = (row, died)
         if won and await self._write(table, revision):
@@ -194,15 +195,15 @@ class Claims:
         row = table.get(name)
         return row is not None and row.owner == self._members.id and row.epoch == self.mine.get(name)
 
-    async def note(self, name: str, deaths: int, first: int) -> None:
-        """Note over which message the last owner died."""
+    async def note(self, name: str, deaths: int, last: int) -> None:
+        """Note how many owners have died, and the last message that may be to blame."""
 
         async def change() -> bool:
             table, revision = await self._read()
             row = table.get(name)
             if row is None or row.epoch != self.mine.get(name):
                 return True
-            row.deaths, row.first = deaths, first
+            row.deaths, row.last = deaths, last
             return await self._write(table, revision)
 
         while not await tried(self._client, change):
@@ -215,27 +216,36 @@ class Claims:
         self._leaving.add(name)
         try:
             await self._leave(name)
-            epoch = self.mine.get(name)
-            self._forget(name)
-
-            async def change() -> bool:
-                table, revision = await self._read()
-                row = table.get(name)
-                if row is None or row.owner != self._members.id or row.epoch != epoch:
-                    return True
-                row.owner, row.deaths, row.first = "", 0, 0
-                return await self._write(table, revision)
-
-            while not await tried(self._client, change, for_s=5.0):
-                pass
+            await self._free([name])
         except (*BROKEN, APIError, FurculaError) as error:
             log.warning("%s of %s could not be given back, so it is free after a lease: %s", name, self._key, error)
         finally:
             self._leaving.discard(name)
 
+    async def _free(self, names: list[str]) -> None:
+        epochs = {name: self.mine[name] for name in names if name in self.mine}
+        for name in names:
+            self._forget(name)
+
+        async def change() -> bool:
+            table, revision = await self._read()
+            for name, epoch in epochs.items():
+                row = table.get(name)
+                if row is not None and row.owner == self._members.id and row.epoch == epoch:
+                    row.owner, row.deaths, row.last = "", 0, 0
+            return await self._write(table, revision)
+
+        async with self._writing:  # one at a time, so that only other workers can be quicker
+            while epochs and not await tried(self._client, change, for_s=5.0):
+                pass
+
     async def close(self) -> None:
         """Give back all that is ours."""
         for task in self._tasks:
             task.cancel()
-        self._leaving.clear()
-        await asyncio.gather(*(self.give_back(name) for name in list(self.mine)))
+        names = list(self.mine)
+        await asyncio.gather(*(self._leave(name) for name in names if name not in self._leaving))
+        try:
+            await self._free(names)
+        except (*BROKEN, APIError, FurculaError) as error:
+            log.warning("%s could not be given back, so it is free after a lease: %s", self._key, error)

@@ -150,6 +150,8 @@ class ClusterJoints:
                 pass
 
     async def _take(self, module: str, number: int, row: Row | None, died: bool) -> None:
+        if self._ceased:  # it was won while we began to leave, and is given back at the end
+            return
         arrivals = {name: one for name, one in self._arrivals.items() if one.cut.target == module}
         claims = self._claims.get(f"table.{self._stage}.{token(module)}")
 
@@ -183,10 +185,12 @@ class ClusterJoints:
             self.partitions.pop((module, number), None)
             await partition.close()
             raise
+        if self._ceased:
+            await partition.cease()
 
     async def _leave(self, module: str, number: int) -> None:
         """Give up a partition, or see that it is another's."""
-        partition = self.partitions.pop((module, number), None)
+        partition = self.partitions.get((module, number))  # it is one of ours until it has nothing left
         if partition is None:
             return
         claims = self._claims[f"table.{self._stage}.{token(module)}"]
@@ -196,6 +200,7 @@ class ClusterJoints:
         while not partition.dry():  # noqa: ASYNC110 -- many things make it so, and it is seldom waited for
             await asyncio.sleep(0.01)
         await partition.close()
+        self.partitions.pop((module, number), None)
 
     async def _look_behind(self) -> None:
         """Where events go round, what first sends them has to wait before the streams are full, or all would stand."""

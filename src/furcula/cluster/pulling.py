@@ -22,9 +22,9 @@ from typing import Any
 import msgspec
 from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig
-from nats.js.errors import APIError, BadRequestError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, NotFoundError, ServiceUnavailableError
 
-from furcula.cluster.client import BROKEN, Client, tried
+from furcula.cluster.client import ANSWER_S, BROKEN, Client, tried
 from furcula.cluster.layout import Entry, Layout
 from furcula.engine.parts import Spawn
 from furcula.errors import FurculaError
@@ -49,6 +49,14 @@ FOR_EVER_S = 365 * 24 * 3600.0
 #: The server's words for consumers that overlap, or are being made and unmade by another at this moment.
 _OVERLAP = 10100
 _BUSY = (_OVERLAP, 10012, 10013, 10148)
+
+
+class _Names(msgspec.Struct):
+    """One page of the server's answer."""
+
+    consumers: list[str] | None = None
+    total: int = 0
+    error: dict[str, Any] | None = None
 
 
 class Intake:
@@ -164,22 +172,42 @@ class Intake:
     async def _end_others(self) -> bool:
         """End the consumers of past epochs. Returns False where there is one of a later epoch."""
         assert self._epoch is not None
-        js, offset = self._client.js, 0
+        for name in await tried(self._client, self._consumers):
+            if name == self._consumer:
+                continue
+            if _epoch_of(name) > self._epoch and not await self._holds():
+                return False
+            if self._after_a_death is not None:
+                await self._look_back(name)
+            await self._delete(name)
+        return True
+
+    async def _consumers(self) -> list[str]:
+        """The names of this partition's consumers. Their names only: to say more, the server would have to ask all."""
+        mine = self._consumer.rsplit("-", 2)[0] + "-"
+        names: list[str] = []
         while True:
-            found = await tried(self._client, lambda offset=offset: js.consumers_info(self._stream, offset))  # type: ignore[misc]
-            for info in found:
-                if info.config.filter_subject != self._subject or info.name == self._consumer:
-                    continue
-                if _epoch_of(info.name) > self._epoch and not await self._holds():
-                    return False
-                floor, delivered = info.ack_floor, info.delivered
-                if self._after_a_death is not None and floor is not None and delivered is not None:
-                    tell, self._after_a_death = self._after_a_death, None
-                    await tell(floor.stream_seq, delivered.stream_seq)
-                await self._delete(info.name)
-            offset += len(found)
-            if len(found) < 256:
-                return True
+            request = msgspec.json.encode({"offset": len(names)})
+            subject = f"$JS.API.CONSUMER.NAMES.{self._stream}"
+            answer = await self._client.nats.request(subject, request, timeout=ANSWER_S)
+            page = msgspec.json.decode(answer.data, type=_Names)
+            if page.error is not None:
+                raise ServiceUnavailableError(code=503, description=str(page.error.get("description")))
+            names += page.consumers or []
+            if not page.consumers or len(names) >= page.total:
+                return [name for name in names if name.startswith(mine)]
+
+    async def _look_back(self, name: str) -> None:
+        """What had the last owner in hand, when it died?"""
+        assert self._after_a_death is not None
+        try:
+            info = await tried(self._client, lambda: self._client.js.consumer_info(self._stream, name), for_s=ANSWER_S)
+        except (APIError, FurculaError) as error:
+            log.warning("%s: what was in hand when its worker died is not known: %s", self._subject, error)
+            return
+        if info.ack_floor is not None and info.delivered is not None:
+            tell, self._after_a_death = self._after_a_death, None
+            await tell(info.ack_floor.stream_seq, info.delivered.stream_seq)
 
     async def _delete(self, name: str) -> None:
         try:
@@ -362,9 +390,13 @@ class Intake:
 
     async def acknowledge(self, sequence: int) -> None:
         """All that a message holds is done."""
+        self.done(sequence)
+        await self._say_ack(sequence)
+
+    def done(self, sequence: int) -> None:
+        """It is to be acknowledged: from now on, and not only once that is said, something is left to do."""
         self._unconfirmed[sequence] = 0.0
         self._in_hand.discard(self._replies.get(sequence, ""))
-        await self._say_ack(sequence)
 
     async def _say_ack(self, sequence: int) -> None:
         reply = self._replies.get(sequence)
@@ -403,7 +435,8 @@ class Intake:
     async def cease(self) -> None:
         """Take nothing more; what has not been taken from here goes back."""
         self._ceased = True
-        came, self.came = list(self.came), deque()
+        came = list(self.came)
+        self.came.clear()  # whoever takes from it sees that
         for msg in came:
             await self.give_up(msg.metadata.sequence.stream)
         if self._owned:

@@ -34,10 +34,10 @@ from furcula.cluster.layout import Entry, Layout
 from furcula.codecs import encode_events
 from furcula.engine.crossed import Parcel, sendable
 from furcula.engine.outlets import Batch, settle
-from furcula.engine.parts import Cut, Refuse
+from furcula.engine.parts import Cut, Refuse, key_of, share_of
 from furcula.errors import InputError, QueueFull
 from furcula.event import Event, shallow
-from furcula.receipt import Carrier, origin_of, settle_all
+from furcula.receipt import Carrier, Receipt, origin_of, settle_all
 
 __all__ = ["Epoch", "FencedOut", "Leaving", "Outputs"]
 
@@ -51,6 +51,8 @@ AHEAD = 4096
 TURNING = 2560
 #: Messages under way at once where the order is not kept.
 PIPELINED = 32
+#: Keys whose partition is remembered.
+KNOWN_KEYS = 10_000
 #: So long outputs of one message wait for the slowest of its events.
 HOLD_S = 0.1
 #: Waits before a full stream is tried again: the first, and the longest.
@@ -130,6 +132,8 @@ class Leaving:
         self._ask = ask
         self._asked = asked
         self._singles = singles
+        self._key = key_of(cut) if entry.mode == "keyed" else None
+        self._parts: dict[str, int] = {}
         self._lanes: dict[tuple[int, str, int, int], Lane] = {}
         #: Events without outputs to be kept together with, by partition and by whose they are.
         self._direct: dict[tuple[int, Epoch | None], Batch] = {}
@@ -155,13 +159,16 @@ class Leaving:
                 settle(batch, "dropped", "overflow")
             return None
         asked: list[tuple[Event[Any], Carrier]] = []
+        last: Carrier | None = None
+        whose: Epoch | None = None
         for event in batch:
             carrier = event.carrier()
-            if carrier is not None and self._asked(carrier):
+            # Most events of a source share one receipt, and nobody waits for those.
+            if type(carrier) is not Receipt and carrier is not None and self._asked(carrier):
                 asked.append((event, carrier))
                 continue
             try:
-                partition = self._layout.partition(self.cut, event)
+                partition = self._partition(event)
             except Exception as error:
                 self.refuse([(event, error)])
                 continue
@@ -170,8 +177,14 @@ class Leaving:
             if outputs is not None:
                 assert carrier is not None
                 outputs.keep(self, partition, event, carrier)
+                continue
+            if carrier is not last:
+                last, whose = carrier, self._whose(carrier)
+            to = (partition, whose)
+            if to in self._direct:
+                self._direct[to].append(event)
             else:
-                self._direct.setdefault((partition, self._single(carrier)), []).append(event)
+                self._direct[to] = [event]
         if asked:
             self._ask(self.cut, self.entry, asked)
         if self._direct and not self._flushing:
@@ -183,10 +196,32 @@ class Leaving:
             self._room = asyncio.get_running_loop().create_future()
         return asyncio.shield(self._room)
 
-    def _single(self, carrier: Carrier | None) -> Epoch | None:
-        if not self._singles or self.entry.mode == "shared":
+    def _partition(self, event: Event[Any]) -> int:
+        """Where an event goes. Raises what the key's function raises."""
+        if self._key is None:
+            return 0
+        key = self._key(event)
+        if type(key) is not str:  # others may be equal and be said otherwise: 1, 1.0, True
+            return share_of(key, self.entry.partitions)
+        found = self._parts.get(key)
+        if found is None:
+            if len(self._parts) >= KNOWN_KEYS:
+                self._parts.clear()
+            found = self._parts[key] = share_of(key, self.entry.partitions)
+        return found
+
+    def _whose(self, carrier: Carrier | None) -> Epoch | None:
+        """In whose name an event leaves that is kept with no others: of what a pack was made from, the first one's."""
+        if self.entry.mode == "shared":
             return None
-        origin = origin_of(carrier)
+        one: Any = carrier
+        while one is not None:
+            outputs = self._outputs(one)
+            if outputs is not None:
+                return outputs.epoch
+            parents = getattr(one, "parents", None)
+            one = parents[0] if parents else None
+        origin = origin_of(carrier) if self._singles else None
         return None if origin is None else self._singles.get(origin.name)
 
     def _flush(self) -> None:

@@ -7,7 +7,7 @@ become waits to be stored elsewhere. So one that has to be tried again holds up 
 **When a worker dies** whoever takes its partition deletes the consumer it pulled by, and makes another: that begins
 with the first message that is not acknowledged, in order, and what the dead one may still say is refused.
 
-**What kills workers.** When two in a row have died over the same message, what they had in hand is handed out one event
+**What kills workers.** When two in a row have died with the same messages in hand, these are handed out one event
 at a time, and noted in the bucket before it begins. So the culprit is known when the next one dies, and after
 `max_deliveries` of that it is a dead letter. A worker handles one such event at a time, of whatever partition it is: so
 none is blamed for another's deed.
@@ -50,9 +50,10 @@ log = logging.getLogger("furcula.cluster")
 MOST_IN_HAND = 512
 #: Events that are handed on together.
 TOGETHER = 512
-#: Deaths over the same message after which its events are handed out one by one.
+#: Deaths with the same messages in hand after which those are handed out one by one.
 SUSPECT_AFTER = 2
 
+_NOTHING = object()
 _parcel = msgspec.msgpack.Decoder(Parcel).decode
 
 
@@ -95,7 +96,7 @@ class InHand:
     """A message, until it is acknowledged."""
 
     __slots__ = (
-        "arrivals", "begun", "epoch", "events", "ids", "kept", "left", "lost", "over", "parcel", "partition",
+        "arrivals", "begun", "epoch", "events", "ids", "kept", "keys", "left", "lost", "over", "parcel", "partition",
         "sequence", "tries", "unready",
     )  # fmt: skip
 
@@ -107,6 +108,8 @@ class InHand:
         self.arrivals = arrivals
         self.events = events
         self.ids = [event.id for event in events]
+        #: The key of each event that is under way.
+        self.keys: list[Any] = [_NOTHING] * len(events)
         #: Events that are not settled.
         self.left = len(events)
         #: Events that can still fail.
@@ -212,7 +215,7 @@ class Partition:
     Args:
         row: Our row of the table; None: it is shared by all workers of the stage.
         died: The last owner died.
-        note: Notes over which message it died.
+        note: Notes how many have died in a row, and the last message that may be to blame.
         holds: Asks whether the row is still ours.
         leavings: The near ends of cuts, to be told when the partition has passed to another.
     """
@@ -255,8 +258,7 @@ class Partition:
         self._suspects_to = 0
         self._in_hand: dict[int, InHand] = {}
         #: By key: an event of it is under way, and those that wait for it.
-        self._lanes: dict[Any, deque[tuple[InHand, int]]] = {}
-        self._key_at: dict[tuple[int, int], Any] = {}
+        self._lanes: dict[Any, deque[tuple[InHand, int]] | None] = {}
         self._ready: deque[tuple[InHand, int]] = deque()
         #: Where the order is kept without a key: an event that is to be tried again holds up the others.
         self._holding = 0
@@ -300,10 +302,12 @@ class Partition:
         assert self._row is not None
         if delivered <= floor:
             return
-        deaths = self._row.deaths + 1 if self._row.first == floor + 1 else 1
-        await self._note(deaths, floor + 1)
+        deaths, last = 1, delivered
+        if floor < self._row.last:  # of what the one before it had in hand when it died, some is left
+            deaths, last = self._row.deaths + 1, min(delivered, self._row.last)
+        await self._note(deaths, last)
         if deaths >= SUSPECT_AFTER:
-            self._suspects_to = delivered
+            self._suspects_to = last
             log.warning(
                 "%s.%d: %d workers have died over what comes now; it is handed out one by one",
                 self.entry.module,
@@ -383,18 +387,22 @@ class Partition:
         if self._key is None:
             self._ready.append((held, index))
             return
+        lanes = self._lanes
         try:
             key = self._key(held.events[index])
-            lane = self._lanes.get(key)
+            under_way = key in lanes
         except Exception as error:  # no key, or one that cannot be hashed: those are kept in order with each other
             key = f"{type(error).__name__} in the key"
-            lane = self._lanes.get(key)
-        if lane is not None:
-            lane.append((held, index))
+            under_way = key in lanes
+        if not under_way:
+            lanes[key] = None
+            held.keys[index] = key
+            self._ready.append((held, index))
             return
-        self._lanes[key] = deque()
-        self._key_at[held.sequence, index] = key
-        self._ready.append((held, index))
+        lane = lanes[key]
+        if lane is None:
+            lane = lanes[key] = deque()
+        lane.append((held, index))
 
     async def _hand_on(self) -> None:
         while self._ready and not self._lost and not self._holding:
@@ -434,10 +442,11 @@ class Partition:
             key = f"suspect.{self.entry.stage}.{held.sequence}"
             counts = await self._noted(key)
             for index in range(len(held.events)):
-                died = counts.get(str(index), 0) + SUSPECT_AFTER - 1
+                noted = counts.get(str(index), 0)
+                died = noted + SUSPECT_AFTER
                 if self._lost:
                     return
-                if died >= max(self.max_deliveries, SUSPECT_AFTER):
+                if noted and died >= self.max_deliveries:
                     text = f"{died} workers died while it was handled"
                     failure = Failure(self.entry.module, "WorkerDied", text, attempts=died)
                     self.bury(held, index, Slot((), 0, fate="failed", reason="lost", failure=failure))
@@ -493,15 +502,16 @@ class Partition:
 
     def is_ready(self, held: InHand, index: int) -> None:
         """It cannot fail any more, so the next of its key may come."""
-        key = self._key_at.pop((held.sequence, index), _NOTHING)
+        key = held.keys[index]
         if key is not _NOTHING:
-            lane = self._lanes[key]
+            held.keys[index] = _NOTHING
+            lane = self._lanes.get(key)
             if lane:
                 following = lane.popleft()
-                self._key_at[following[0].sequence, following[1]] = key
+                following[0].keys[following[1]] = key
                 self._ready.append(following)
             else:
-                del self._lanes[key]
+                self._lanes.pop(key, None)
         if held.over is not None:
             held.over.add(index)
         if not held.unready and held.kept:
@@ -588,6 +598,7 @@ class Partition:
         """All its events are settled, and what they became is stored."""
         self._in_hand.pop(held.sequence, None)
         self._send_kept()
+        self._intake.done(held.sequence)
         self._aside(self._intake.acknowledge(held.sequence))
         self._news.set()
 
@@ -629,7 +640,6 @@ class Partition:
         self._in_hand.clear()
         self._ready.clear()
         self._lanes.clear()
-        self._key_at.clear()
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -646,7 +656,28 @@ class Partition:
         self._ceased = True
         self._resumed.set()
         self._news.set()
+        self._put_back()
         await self._intake.cease()
+
+    def _put_back(self) -> None:
+        """What has not begun, and comes after all that has: whoever takes the partition next begins with it."""
+        back: set[InHand] = set()
+        for held in reversed(self._in_hand.values()):
+            if held.begun or held.over is not None:
+                break
+            back.add(held)
+        if not back:
+            return
+        for held, index in self._ready:
+            if held in back:
+                self._lanes.pop(held.keys[index], None)
+        self._ready = deque(one for one in self._ready if one[0] not in back)
+        for lane in self._lanes.values():
+            while lane and lane[-1][0] in back:
+                lane.pop()
+        for held in back:
+            del self._in_hand[held.sequence]
+            self._aside(self._intake.give_up(held.sequence))
 
     def idle(self) -> bool:
         """Has everything been handed on that can be, by now?"""
@@ -669,6 +700,3 @@ class Partition:
             await asyncio.wait(tasks, timeout=1.0)
         for task in tasks:
             task.cancel()
-
-
-_NOTHING = object()

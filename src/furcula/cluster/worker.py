@@ -74,7 +74,11 @@ class _Joints(ClusterJoints):
         log.info("%s runs %s from now on", self.id, name)
         self.members.beat.runs = sorted({*self.members.beat.runs, name})
         self.epochs[name] = _Single(self, name, row.epoch)
-        await self.director.begin(name)
+        try:
+            await self.director.begin(name)
+        except FurculaError:
+            await self.director.hold(name)  # so that it can be begun once more
+            raise
         if self._sources_held:
             self.director.pause(name)
 

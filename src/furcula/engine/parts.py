@@ -117,6 +117,9 @@ def key_of(cut: Cut) -> Callable[[Event[Any]], Any] | None:
         return key
     if key == "key":
         return lambda event: event.key
+    where, _, name = key.partition(".")
+    if where == "data" and name.isidentifier():  # the most common case by far, and asked of every event
+        return lambda event: event.data.get(name) if type(event.data) is dict else event.get(key, None)
     return lambda event: event.get(key, None)
 
 
