@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 from tests.transports.nats_server import NatsServer
+from tests.workers.conftest import furcula
+
+__all__ = ["furcula"]  # a fixture of theirs
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from tests.services import free_port
 from tests.transports.nats_server import NatsServer
-from tests.workers.conftest import flow, furcula  # noqa: F401 -- fixtures
 from tests.workers.running import LIMIT_S, wait_until
 from tests.workers.test_rolling import Client
 from tests.workers.test_stage_processes import SHOP, first_times, noted
@@ -84,7 +83,7 @@ def test_workers_on_a_cluster_are_seen_paused_drained_and_resumed(
     tmp_path: Path,
     nats: NatsServer,
     flow_name: str,
-    operator: Operator,  # noqa: F811
+    operator: Operator,
 ) -> None:
     file = shop(tmp_path, CHAIN, name=flow_name)
     assert "make the stream" in operator("plan", file)
@@ -125,7 +124,7 @@ def test_dead_letters_of_a_cluster_are_listed_shown_replayed_and_thrown_away(
     tmp_path: Path,
     nats: NatsServer,
     flow_name: str,
-    operator: Operator,  # noqa: F811
+    operator: Operator,
 ) -> None:
     chain = CHAIN.replace("shop:handled", "shop:refuses").replace("shop:endless", "shop:numbers")
     chain = chain.replace(", concurrency: 16", "")
@@ -150,7 +149,7 @@ def test_dead_letters_of_a_cluster_are_listed_shown_replayed_and_thrown_away(
     assert run.end(signal.SIGTERM) == 0, run.text
 
 
-def test_requests_come_back_over_an_embedded_cluster(furcula: Any, tmp_path: Path, flow_name: str) -> None:  # noqa: F811
+def test_requests_come_back_over_an_embedded_cluster(furcula: Any, tmp_path: Path, flow_name: str) -> None:
     port = free_port()
     file = shop(tmp_path, WEB, name=flow_name, port=port)
     run = furcula("run", file, "--cluster", "embedded", "--data", "data", "--processes", "2")
@@ -174,7 +173,7 @@ def test_requests_come_back_over_an_embedded_cluster(furcula: Any, tmp_path: Pat
 
 
 def test_a_request_whose_worker_dies_is_answered_so_that_it_is_tried_again(
-    furcula: Any,  # noqa: F811
+    furcula: Any,
     tmp_path: Path,
     nats: NatsServer,
     flow_name: str,
@@ -202,7 +201,7 @@ def test_a_changed_flow_says_what_it_would_change_and_is_not_run_before(
     tmp_path: Path,
     nats: NatsServer,
     flow_name: str,
-    operator: Operator,  # noqa: F811
+    operator: Operator,
 ) -> None:
     file = shop(tmp_path, CHAIN, name=flow_name)
     operator("apply", file)
