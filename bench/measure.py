@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-__all__ = ["Pairs", "Run", "pairs"]
+__all__ = ["Pairs", "Rates", "Run", "pairs", "rates"]
 
 #: Does the work on so many events. Whatever it sets up is part of what is timed.
 Run = Callable[[int], object]
@@ -33,6 +33,33 @@ class Pairs(NamedTuple):
     @property
     def _ratios(self) -> list[float]:
         return [reference / subject for subject, reference in zip(self.subject_s, self.reference_s, strict=True)]
+
+
+class Rates(NamedTuple):
+    """What several paired runs found, in events (messages, deliveries) a second."""
+
+    subject: list[float]
+    reference: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast as its reference the subject is."""
+        return statistics.median(self._ratios)
+
+    @property
+    def _ratios(self) -> list[float]:
+        return [subject / reference for subject, reference in zip(self.subject, self.reference, strict=True)]
+
+    def __str__(self) -> str:
+        ours, theirs = statistics.median(self.subject), statistics.median(self.reference)
+        low, high = min(self._ratios), max(self._ratios)
+        return f"{self.ratio:.2f} x ({low:.2f} to {high:.2f}; {ours:,.0f}/s to {theirs:,.0f}/s)"
+
+
+def rates(subject: Callable[[], float], reference: Callable[[], float], repeats: int) -> Rates:
+    """Run both `repeats` times in turn. Each says its own rate: what it sets up is not part of it."""
+    found = [(subject(), reference()) for _ in range(repeats)]
+    return Rates([one for one, _ in found], [other for _, other in found])
 
 
 def pairs(subject: Run, reference: Run, events: int, repeats: int) -> Pairs:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from furcula import Event, Flow, Options, Retry, Source
 from furcula.explain import MAX_PATHS, explain
+from furcula.options import Cluster
 
 
 class Positioned(Source):
@@ -204,6 +205,94 @@ def test_the_text_is_six_lines_for_each_path():
         "  duplicates  after a crash in reads again what was not settled\n"
         "  failures    all -> logged, counted, refused at in, which goes on"
     )
+
+
+def staged(source=Positioned, **options):
+    """in -> a, and b in a stage of its own."""
+    flow = Flow("test")
+    flow.source(source, "in") >> flow.module(handle, "a") >> flow.module(wait, "b", stage="far", **options)
+    return flow
+
+
+def test_a_flow_in_one_stage_says_nothing_of_stages():
+    assert only(chain()).stages == ()
+    assert "stages" not in str(explain(chain()))
+
+
+def test_where_a_route_leaves_its_stage_is_said_how_its_events_are_shared():
+    assert only(staged(order="none")).stages[1] == "a -> b (main to far): shared by all workers of far, in no order"
+    assert only(staged()).stages[1] == "a -> b (main to far): in order, at one worker of far at a time"
+    flow = staged(key="data.id")
+    flow.cluster = Cluster(partitions=8)
+    assert only(flow).stages[1] == (
+        "a -> b (main to far): in order by key, a key's events at one worker of far; with --cluster in 8 partitions, "
+        "of which each is at one"
+    )
+
+
+def test_what_each_way_to_run_stages_promises_is_told_with_the_flows_own_limits():
+    flow = staged(key="data.id")
+    flow.cluster = Cluster(duplicate_window="30s", max_deliveries=3)
+    processes, cluster = only(flow).stages[2:]
+    assert processes.startswith("--processes: settled when the far side reports; sent again when a worker dies")
+    assert "it may be handled twice" in processes
+    assert cluster.startswith("--cluster: delivered when stored")
+    assert "recognised within 30 s" in cluster
+    assert "after 3 tries" in cluster
+
+
+def test_a_source_that_runs_once_and_one_that_runs_in_every_worker_are_told_apart():
+    assert only(staged()).stages[0] == "in runs in one worker at a time"
+    flow = staged()
+    flow.places["in"].options = Options.of(flow.places["in"].options, single=False)
+    assert only(flow).stages[0] == "in runs in every worker of main, whose events are not in order with each other"
+
+
+def test_an_answer_goes_back_to_the_worker_where_somebody_waits():
+    flow = Flow("test")
+    http = flow.module(Asked, "http")
+    http >> flow.module(handle, "work", stage="far", order="none") >> http
+    stages = only(flow).stages
+    assert "work -> http (far to main): back to the worker where somebody waits" in stages
+    assert stages[-1].startswith("--cluster: what somebody waits for at http goes by request, and is not stored")
+    assert not any("goes by request" in said for said in only(staged()).stages)
+
+
+def test_failures_that_leave_their_stage_are_told_too():
+    flow = chain()
+    flow["a"].failed >> flow.module(handle, "mend", stage="hospital")
+    assert any(said.startswith("a.failed -> mend (main to hospital): in order") for said in only(flow).stages)
+    flow = chain()
+    flow.module(handle, "dead", stage="hospital")
+    flow.dead_letter = "dead"
+    assert any(said.startswith("failures of a, out -> dead (to hospital): in order") for said in only(flow).stages)
+
+
+def test_in_the_text_each_fact_about_stages_has_a_line():
+    text = str(explain(staged(order="none")))
+    assert "\n  stages      in runs in one worker at a time\n              a -> b (main to far): shared by all" in text
+
+
+def test_a_module_that_more_workers_would_not_make_faster_is_warned_of():
+    (warning,) = staged().warnings()
+    assert warning.path == "modules.b"
+    assert "b is entered from the stage main, and one worker at a time will take it: say key or order: none" in str(
+        warning
+    )
+    assert staged(key="data.id").warnings() == []
+    assert staged(order="none").warnings() == []
+    assert chain().warnings() == []
+
+
+def test_what_pairs_by_lineage_and_what_takes_failures_is_not_warned_of():
+    flow = Flow("test")
+    source = flow.source(Positioned, "in")
+    joined = flow.module(handle, "joined", inboxes=("left", "right"), join=True, stage="far")
+    source >> (joined["left"], joined["right"])
+    assert flow.warnings() == []
+    flow = chain()
+    flow["a"].failed >> flow.module(handle, "dead", stage="far")
+    assert flow.warnings() == []
 
 
 def test_a_flow_with_nothing_in_it_has_nothing_to_tell():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import statistics
 import subprocess
 import tempfile
 import time
@@ -20,6 +19,7 @@ from tests.services import free_port
 from tests.transports.nats_server import NatsServer
 
 from bench.bus import queues, streams
+from bench.measure import rates
 from furcula.bus import Bus
 
 __all__ = ["main"]
@@ -30,10 +30,7 @@ def _address() -> str:
 
 
 def _ratio(subject: Callable[[], float], reference: Callable[[], float], repeats: int) -> str:
-    found = [(subject(), reference()) for _ in range(repeats)]
-    ratios = sorted(one / other for one, other in found)
-    ours, theirs = (statistics.median(column) for column in zip(*found, strict=True))
-    return f"{statistics.median(ratios):.2f} x ({ratios[0]:.2f} to {ratios[-1]:.2f}; {ours:,.0f}/s to {theirs:,.0f}/s)"
+    return str(rates(subject, reference, repeats))
 
 
 def _in_memory(count: int) -> float:

@@ -41,6 +41,7 @@ class Path(msgspec.Struct, frozen=True):
         loss: Where events can be lost, and what is dropped on purpose.
         duplicates: Where an event can be handled again.
         failures: Where the failures of these modules go.
+        stages: Where it crosses from one stage to another, and what that means where those run apart; empty: nowhere.
     """
 
     modules: tuple[str, ...]
@@ -51,6 +52,7 @@ class Path(msgspec.Struct, frozen=True):
     loss: tuple[str, ...] = ()
     duplicates: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -68,6 +70,9 @@ class Path(msgspec.Struct, frozen=True):
             f"  duplicates  {_listed(self.duplicates) or 'none'}",
             f"  failures    {_listed(self.failures)}",
         ]
+        if self.stages:
+            # A line for each: they are sentences about one crossing each, or about one way to run.
+            lines.append("  stages      " + "\n              ".join(self.stages))
         return "\n".join(lines)
 
 
@@ -256,6 +261,7 @@ class _Teller:
             tuple(self._loss(source, way, handling)),
             tuple(self._duplicates(source, handling)),
             tuple(self._failures(source, handling)),
+            tuple(self._stages(source, way, handling)),
         )
 
     def _delivery(self, source: Place, way: tuple[Route, ...], handling: list[Place]) -> tuple[list[str], bool]:
@@ -364,6 +370,65 @@ class _Teller:
         if not by_target:
             yield "none can arise"
 
+    def _stages(self, source: Place, way: tuple[Route, ...], handling: list[Place]) -> Iterable[str]:
+        """Every sentence is about stages that run apart: in one process they change nothing."""
+        names = {source.name, *(place.name for place in handling)}
+        failing = [route for route in self.flow.routes if route.outbox == "failed" and route.source in names]
+        crossing = [route for route in (*way, *failing) if self._crosses(route.source, route.target)]
+        dead = self.flow.dead_letter
+        sent = [
+            place
+            for place in handling
+            if dead is not None
+            and place.name != dead
+            and place.name not in self.failed
+            and self._crosses(place.name, dead)
+        ]
+        if not crossing and not sent:
+            return
+        if source.is_source and source.single:
+            yield f"{source.name} runs in one worker at a time"
+        elif source.is_source:
+            yield f"{source.name} runs in every worker of {source.stage}, whose events are not in order with each other"
+        for route in dict.fromkeys(crossing):
+            yield f"{route} ({_between(self.flow, route)}): {self._sharing(self.flow.places[route.target])}"
+        if dead is not None and sent:
+            names_of = ", ".join(dict.fromkeys(place.name for place in sent))
+            yield f"failures of {names_of} -> {dead} (to {self.flow.places[dead].stage}): " + self._sharing(
+                self.flow.places[dead]
+            )
+        yield (
+            "--processes: settled when the far side reports; sent again when a worker dies, so it may be handled "
+            f"twice; a crash of all loses what {source.name} cannot give again"
+        )
+        cluster = self.flow.cluster
+        yield (
+            "--cluster: delivered when stored; what a worker had in hand when it died is handled again, and what that "
+            f"sends on a second time is recognised within {_span(cluster.duplicate_window)}; a failure that nobody "
+            f"catches is a dead letter of the cluster, after {cluster.max_deliveries} tries if it is worth another"
+        )
+        if _acknowledges(source) == "request":
+            yield (
+                f"--cluster: what somebody waits for at {source.name} goes by request, and is not stored; it fails "
+                "when the worker that has it dies"
+            )
+
+    def _crosses(self, source: str, target: str) -> bool:
+        return self.flow.places[source].stage != self.flow.places[target].stage
+
+    def _sharing(self, place: Place) -> str:
+        """How the events of a module are divided among the workers of its stage."""
+        if place.is_source:
+            return "back to the worker where somebody waits"
+        if place.options.key is not None:
+            return (
+                f"in order by key, a key's events at one worker of {place.stage}; with --cluster in "
+                f"{self.flow.cluster.partitions} partitions, of which each is at one"
+            )
+        if place.options.order == "none":
+            return f"shared by all workers of {place.stage}, in no order"
+        return f"in order, at one worker of {place.stage} at a time"
+
     def _dead_letter(self) -> str:
         return f"{self.flow.dead_letter} (dead letter)" if self.flow.dead_letter is not None else ""
 
@@ -374,6 +439,14 @@ class _Teller:
             "position": f"refused at {source.name}, which goes on",
         }
         return f"logged, counted{', ' + refused[a] if (a := _acknowledges(source)) in refused else ''}"
+
+
+def _between(flow: FlowGraph, route: Route) -> str:
+    return f"{flow.places[route.source].stage} to {flow.places[route.target].stage}"
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:g} min" if seconds >= 60 else f"{seconds:g} s"
 
 
 def _acknowledges(place: Place) -> Acknowledges:

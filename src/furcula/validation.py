@@ -63,7 +63,32 @@ def warnings(places: Mapping[str, Place], routes: Sequence[Route]) -> list[Probl
             found.append(
                 Problem(f"nobody is connected to the source {place.name}", f"modules.{place.name}", place.location)
             )
-    return found
+    return found + _sharing_warnings(places, routes)
+
+
+def _sharing_warnings(places: Mapping[str, Place], routes: Sequence[Route]) -> list[Problem]:
+    """Modules that more workers would not make faster: who puts a module into a stage may have meant to share it."""
+    entered: dict[str, str] = {}
+    for route in routes:
+        source, target = places.get(route.source), places.get(route.target)
+        if source is None or target is None or source.stage == target.stage or route.outbox in EXCEPTION_PORTS:
+            continue
+        # A join pairs by lineage and takes no key; what a source with an inbox answers goes to whoever asked.
+        if (
+            target.options.key is None
+            and target.options.order == "kept"
+            and not (target.options.join or target.is_source)
+        ):
+            entered.setdefault(target.name, source.stage)
+    return [
+        Problem(
+            f"{name} is entered from the stage {stage}, and one worker at a time will take it: say key or order: none "
+            "to share it",
+            f"modules.{name}",
+            places[name].location,
+        )
+        for name, stage in entered.items()
+    ]
 
 
 def _route_problems(places: Mapping[str, Place], route: Route, path: str) -> list[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,9 @@ def run(
         raise ending("--stage needs --cluster: the other stages have to be reached", REFUSED)
     if stage is not None and stage not in stages:
         raise ending(f"{found.name} has no stage {stage!r}; it has {', '.join(stages)}", REFUSED)
+    if stage is not None or processes is not None:
+        for warning in found.warnings() if len(stages) > 1 else ():
+            logging.getLogger("furcula.flow").warning("%s: %s", found.name, warning)
     in_stages = place["url"] is not None or (processes is not None and len(stages) > 1)
     counts = _counts(processes, [stage] if stage is not None else stages if in_stages else stages[:1])
     if sum(counts.values()) > 1 or pid_file or background or log_file or hung_after:

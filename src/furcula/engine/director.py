@@ -140,8 +140,9 @@ class Director:
         """
         if self.phase != "assembled":
             raise RuntimeError("a Director runs its flow once; make a new one to run it again")
-        for warning in self.flow.warnings():
-            _log.warning("%s: %s", self.flow.name, warning)
+        if self._joints is None:  # of one part of several the same would be said again and again
+            for warning in self.flow.warnings():
+                _log.warning("%s: %s", self.flow.name, warning)
         self.phase = "starting"
         self._ended = asyncio.Event()
         self._started = asyncio.Event()
