@@ -13,7 +13,9 @@ from tests.cluster.ways import WAYS, Running, run_this_way
 from tests.transports.nats_server import NatsServer
 
 from furcula import BatchFailed, Event, Flow, Retry
-from furcula.errors import Unanswered
+from furcula.cluster.client import Access
+from furcula.cluster.operating import operating
+from furcula.errors import QueueFull, Unanswered
 
 pytestmark = pytest.mark.parametrize("way", WAYS)
 
@@ -240,3 +242,81 @@ async def test_a_module_of_whole_batches_fails_single_ones(way: str, nats: NatsS
     statistics = await run_this_way(way, flow, nats)
     assert [n for _, n in got] == [n for n in range(100) if n % 20 != 1]
     assert (statistics.modules["batch"].failed, statistics.open) == (5, 0)
+
+
+async def test_copies_of_one_event_that_meet_again_before_a_cut_all_cross_it(
+    way: str, nats: NatsServer, flow_name: str
+) -> None:
+    flow, got = Flow(flow_name), []  # type: ignore[var-annotated]
+    left = flow.module(lambda event: event, "left", stage="b")
+    right = flow.module(lambda event: event, "right", stage="b")
+    both = flow.module(lambda event: event, "both", stage="b")
+    source = numbers(flow, 100)
+    source >> (left, right)
+    (left, right) >> both >> collector(flow, got, stage="c")
+    statistics = await run_this_way(way, flow, nats)
+    assert Counter(n for _, n in got) == Counter([*range(100), *range(100)])
+    assert statistics.modules["sink"].delivered == 200
+
+
+async def test_an_event_goes_round_through_two_stages_until_it_may_leave(
+    way: str, nats: NatsServer, flow_name: str
+) -> None:
+    flow, got = Flow(flow_name, ttl=20), []  # type: ignore[var-annotated]
+
+    def work(event: Event) -> Event:
+        event.data["turns"] = event.data.get("turns", 0) + 1
+        return event if event.data["turns"] < 4 else event.to("done")
+
+    work_ = flow.module(work, stage="b", outboxes=("outbox", "done"))
+    turn = flow.module(lambda event: event, "turn", stage="c")
+    numbers(flow, 50) >> work_ >> turn >> work_
+    work_["done"] >> collector(flow, got, stage="d")
+    statistics = await run_this_way(way, flow, nats)
+    assert Counter(n for _, n in got) == Counter(range(50))
+    assert statistics.modules["turn"].received == 150
+
+
+async def test_a_branch_that_has_to_be_tried_again_holds_up_its_key_and_sends_nothing_twice(
+    way: str, nats: NatsServer, flow_name: str
+) -> None:
+    if way != "jetstream":
+        pytest.skip("elsewhere the source is told, and this one does not try again")
+    flow, here, there, failed = Flow(flow_name, cluster={"delay": 0.01}), [], [], set()  # type: ignore[var-annotated]
+
+    def pass_on(event: Event) -> Event:
+        return event
+
+    def once(event: Event) -> None:
+        if event.data["n"] % 10 == 3 and event.data["n"] not in failed:
+            failed.add(event.data["n"])
+            raise QueueFull("not now")
+        here.append((event.data["k"], event.data["n"]))
+
+    entry = flow.module(pass_on, key="data.k", stage="b")
+    numbers(flow, 100, keys=3) >> entry
+    entry >> flow.module(once, stage="b")
+    entry >> collector(flow, there, key="data.k", stage="c")
+    await run_this_way(way, flow, nats)
+    assert Counter(n for _, n in here) == Counter(range(100))
+    assert Counter(n for _, n in there) == Counter(range(100))
+    assert in_order_by_key(here)
+    assert in_order_by_key(there)
+
+
+async def test_dead_letters_of_two_stages_do_not_take_each_others_place(
+    way: str, nats: NatsServer, flow_name: str
+) -> None:
+    if way != "jetstream":
+        pytest.skip("dead letters without a module for them are the cluster's")
+    flow = Flow(flow_name)
+
+    def refuse(event: Event) -> None:
+        raise ValueError("never")
+
+    source = numbers(flow, 20)
+    source >> (flow.module(refuse, "a", stage="b"), flow.module(refuse, "z", stage="c"))
+    await run_this_way(way, flow, nats)
+    async with operating(flow, Access(nats.url)) as operator:
+        modules = Counter([one.letter.module async for one in operator.letters()])
+    assert modules == {"a": 20, "z": 20}

@@ -228,6 +228,9 @@ async def test_a_second_publish_of_the_same_message_is_stored_once(flow_name: st
         assert await layout.lags(client, "b") == {"sink": 1}
         await stored(leaving, [of(1), of(3)], Epoch(2))
         assert await layout.lags(client, "b") == {"sink": 2}
+        # The same event once more, but by another way: two branches that meet, or another turn of a cycle.
+        await stored(leaving, [of(1), of(2)], Epoch(2), "message 2")
+        assert await layout.lags(client, "b") == {"sink": 3}
 
 
 class Epoch:
@@ -269,19 +272,19 @@ async def leaving_of(flow_name: str, url: str) -> AsyncIterator[tuple[Leaving, C
         await client.close()
 
 
-def sent(leaving: Leaving, events: list[Event[Any]], epoch: Any) -> list[Tracked]:
+def sent(leaving: Leaving, events: list[Event[Any]], epoch: Any, came: str = "message 1") -> list[Tracked]:
     slots = [Tracked((), 1) for _ in events]
     origin = Origin("test")
     for slot in slots:
         slot.origin = origin
     leaving.waiting += len(events)
     partition = leaving._layout.partition(leaving.cut, events[0])
-    leaving.send(partition, [(event, event.id, slot) for event, slot in zip(events, slots, strict=True)], epoch)
+    leaving.send(partition, [(event, event.id, slot) for event, slot in zip(events, slots, strict=True)], epoch, came)
     return slots
 
 
-async def stored(leaving: Leaving, events: list[Event[Any]], epoch: Any) -> None:
-    slots = sent(leaving, events, epoch)
+async def stored(leaving: Leaving, events: list[Event[Any]], epoch: Any, came: str = "message 1") -> None:
+    slots = sent(leaving, events, epoch, came)
     await until(lambda: all(slot.fate == "delivered" for slot in slots), "it is stored")
 
 

@@ -99,12 +99,12 @@ def test_workers_of_a_stage_that_are_killed_lose_nothing_and_keep_the_order(
 ) -> None:
     file = chain(tmp_path, flow, 'use: "shop:numbers", thread: true, with: {count: 4000, pause: 0.01}')
     run = furcula("run", file, "--processes", "main=1,work=2,out=1")
-    started = run.workers(4)
+    run.workers(4)
     victims = 0
     for already in (300, 900, 1500, 2100):
         wait_until(lambda already=already: len(noted(tmp_path)) > already, "events come")  # type: ignore[misc]
-        working = noted(tmp_path)[-1]["pid"]
-        os.kill(working, signal.SIGKILL)
+        working = run.until(r"work/\d started as process (\d+)", 2 + victims)
+        os.kill(int(working[-1]), signal.SIGKILL)
         victims += 1
         started = run.workers(4 + victims)
     assert run.end() == 0, run.text

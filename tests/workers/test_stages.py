@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from tests.workers.staged import module_counts, put_into_stages, run_over_lines
 
 from furcula import Event, Flow
 from furcula.engine.director import Director
+from furcula.engine.parts import share_of
+from furcula.errors import InputError
 from furcula.workers.lines import Lines
 
 SOME = settings(
@@ -132,3 +135,43 @@ async def test_a_full_stage_makes_the_source_of_another_wait() -> None:
 
     statistics = await run_over_lines(flow, meanwhile=look)
     assert statistics["b"][0].modules["gated"].delivered == 50_000
+
+
+async def test_large_events_cross_in_parcels_that_are_not_too_large() -> None:
+    flow, got = Flow("large"), []  # type: ignore[var-annotated]
+
+    def source() -> Iterator[str]:
+        for number in range(60):
+            yield f"{number} " + "x" * 3_000_000
+
+    def note(event: Event) -> None:
+        got.append(int(event.data.split()[0]))
+
+    flow.source(source) >> flow.module(note, stage="b")
+    await run_over_lines(flow)
+    assert got == list(range(60))
+
+
+async def test_an_event_that_cannot_be_read_again_fails_alone() -> None:
+    flow, got = Flow("unreadable"), []  # type: ignore[var-annotated]
+
+    @dataclasses.dataclass(frozen=True)
+    class Key:
+        name: str
+
+    def source() -> Iterator[Any]:
+        for number in range(50):
+            yield {Key("a"): number} if number == 7 else {"n": number}
+
+    flow.source(source) >> flow.module(lambda event: got.append(event.data["n"]), "sink", stage="b")
+    statistics = await run_over_lines(flow)
+    assert got == [number for number in range(50) if number != 7]
+    assert statistics["main"][0].origins["source"].reasons == {"failed InputError": 1}
+
+
+def test_equal_keys_belong_together_and_what_has_no_bytes_of_its_own_is_no_key() -> None:
+    assert len({share_of(key, 1000) for key in (1, 1.0, True)}) == 1
+    assert share_of((1, "a"), 1000) == share_of((1.0, "a"), 1000)
+    assert share_of(frozenset("abcdef"), 1000) == share_of(frozenset("fedcba"), 1000)
+    with pytest.raises(InputError, match=r"an? object cannot be a key between stages"):
+        share_of(object(), 1000)

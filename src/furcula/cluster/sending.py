@@ -231,11 +231,15 @@ class Leaving:
         for (partition, epoch), events in direct.items():
             self._lane(partition, epoch).gather(events)
 
-    def send(self, partition: int, events: list[tuple[Event[Any], str, Carrier]], epoch: Epoch | None) -> None:
+    def send(
+        self, partition: int, events: list[tuple[Event[Any], str, Carrier]], epoch: Epoch | None, came: str
+    ) -> None:
         """Store these, which came in one message, as one, or as few.
 
         Args:
             events: With the id under which each goes on, and what it is reported to.
+            came: The id of the message they came in. One event may come this way several times: by two branches that
+                meet again, or round a cycle; and each time it came in another message.
         """
         batch: Batch = []
         for event, id, _ in events:
@@ -244,29 +248,32 @@ class Leaving:
                 event._id = id
             batch.append(event)
         lane = self._lane(partition, epoch)
-        for load in self._loads(batch, [carrier for _, _, carrier in events], lambda ids: self._id(ids, partition)):
-            lane.put(load)
+        # Of what has become several events, the next time another may come first: then it is known by what it says.
+        ambiguous = any(getattr(carrier, "shared", False) for _, _, carrier in events)
+        way = f"{came}\x00{self.cut.name}\x00{partition}\x00".encode()
 
-    def _id(self, ids: list[str], partition: int) -> str:
-        """The same for the same events on the same way."""
-        said = hashlib.blake2b(f"{self.cut.name}\x00{partition}".encode(), digest_size=18)
-        for id in ids:
-            said.update(id.encode() + b"\x00")
-        return said.hexdigest()
+        def id_of(ids: list[str], body: bytes) -> str:
+            """The same for the same events on the same way."""
+            said = hashlib.blake2b(way, digest_size=18)
+            said.update(body if ambiguous else "\x00".join(ids).encode())
+            return said.hexdigest()
+
+        for load in self._loads(batch, [carrier for _, _, carrier in events], id_of):
+            lane.put(load)
 
     def loads(self, batch: Batch) -> list[Load]:
         """Messages of events that came in none: they are sent once, and the id is for asking again."""
-        return self._loads(batch, [event.carrier() for event in batch], lambda _: os.urandom(12).hex())
+        return self._loads(batch, [event.carrier() for event in batch], lambda _, __: os.urandom(12).hex())
 
-    def _loads(self, batch: Batch, carriers: list[Carrier | None], id: Callable[[list[str]], str]) -> list[Load]:
+    def _loads(self, batch: Batch, carriers: list[Carrier | None], id: Callable[[list[str], bytes], str]) -> list[Load]:
         try:
             body = msgspec.msgpack.encode(Parcel(self.cut.name, encode_events(batch)))
         except (ValueError, TypeError, RecursionError):
             return self._without_unsendable(batch, carriers, id)
-        if len(body) <= self._client.max_body:
-            return [Load(id([event.id for event in batch]), body, carriers)]
+        most = min(self._client.max_body, int(self._layout.options.max_bytes) - 4096)
+        if len(body) <= most:
+            return [Load(id([event.id for event in batch], body), body, carriers)]
         if len(batch) == 1:
-            most = self._client.max_body
             error = InputError(f"the event has {len(body)} bytes, and a message of the cluster at most {most}")
             self.refused(batch, carriers, [error])
             return []
@@ -274,7 +281,7 @@ class Leaving:
         return self._loads(batch[:half], carriers[:half], id) + self._loads(batch[half:], carriers[half:], id)
 
     def _without_unsendable(
-        self, batch: Batch, carriers: list[Carrier | None], id: Callable[[list[str]], str]
+        self, batch: Batch, carriers: list[Carrier | None], id: Callable[[list[str], bytes], str]
     ) -> list[Load]:
         good, _, refused = sendable(batch)
 
@@ -306,7 +313,7 @@ class Leaving:
     def stored(self, load: Load) -> None:
         """The server has it."""
         for carrier in load.carriers:
-            returned(carrier)
+            returned(carrier, self.cut.name)
         carriers = [carrier for carrier in load.carriers if carrier is not None]
         if carriers:
             settle_all(carriers, "delivered", "stored")
@@ -448,9 +455,11 @@ class Lane:
                 if error.err_code == _FENCE_BUSY:
                     await asyncio.sleep(0.002)
                     continue
-                if not told and error.err_code not in _FULL:
+                full = error.err_code in _FULL
+                if not told and (not full or wait_s >= FULL_S[1]):
                     told = True
-                    log.warning("%s cannot be written, and is tried again: %s", self._subject, error)
+                    why = f"{self._stream} is full, and whoever sends to it waits" if full else str(error)
+                    log.warning("%s cannot be written, and is tried again: %s", self._subject, why)
             except BROKEN as error:
                 log.debug("%s: %s", self._subject, error)
             await asyncio.sleep(wait_s)
@@ -504,11 +513,11 @@ class Lane:
             self._leaving.failed(load, reason)
 
 
-def returned(carrier: Carrier | None) -> None:
-    """An output is not kept any more."""
+def returned(carrier: Carrier | None, stored: str = "") -> None:
+    """An output is not kept any more; `stored`: it was stored, over this cut."""
     back = getattr(carrier, "back", None)
     if back is not None:
-        back()
+        back(stored)
 
 
 builtin_id = id

@@ -54,6 +54,8 @@ TOGETHER = 512
 SUSPECT_AFTER = 2
 
 _NOTHING = object()
+#: Characters of an error's text and of its traceback that a dead letter has: with the event it must fit a message.
+MOST_SAID, MOST_SHOWN = 500, 2000
 _parcel = msgspec.msgpack.Decoder(Parcel).decode
 
 
@@ -64,6 +66,8 @@ class _Taken(Tracked, gc=False, eq=False):
         kept: How many of its shares wait to be stored elsewhere.
         ready: It can no longer fail here.
         copies: By cut, how many outputs it has had.
+        shared: It has become several events, whose order may be another the next time.
+        stored: The cuts over which an output has been stored.
     """
 
     held: Any = None
@@ -72,6 +76,13 @@ class _Taken(Tracked, gc=False, eq=False):
     kept: int = 0
     ready: bool = False
     copies: dict[str, int] | None = None
+    shared: bool = False
+    stored: tuple[str, ...] = ()
+
+    def share(self, count: int) -> Slot:
+        if count > 1:
+            self.shared = True
+        return Slot.share(self, count)
 
     def settle(self, fate: Fate, count: int = 1, reason: str = "", failure: object = None) -> None:
         if fate == "delivered" and count == self.shares == 1 and self.fate != "failed":
@@ -80,30 +91,38 @@ class _Taken(Tracked, gc=False, eq=False):
             self.held.settled(self)
             return
         Slot.settle(self, fate, count, reason, failure)
-        if self.shares and self.shares == self.kept and not self.ready:
+        self.look()
+
+    def look(self) -> None:
+        """Is all that is left of it on its way? Then it can fail no more, unless it has failed already."""
+        if self.shares and self.shares == self.kept and not self.ready and self.fate != "failed":
             self.held.is_ready(self)
 
     def close(self) -> None:
         self.fate = self.fate or "dropped"
         self.held.settled(self)
 
-    def back(self) -> None:
-        """One of its shares is about to be settled elsewhere."""
+    def back(self, stored: str = "") -> None:
+        """One of its shares is about to be settled elsewhere; `stored`: it was stored, over this cut."""
         self.kept -= 1
+        if stored:
+            self.stored += (stored,)
 
 
 class InHand:
     """A message, until it is acknowledged."""
 
     __slots__ = (
-        "arrivals", "begun", "epoch", "events", "ids", "kept", "keys", "left", "lost", "over", "parcel", "partition",
-        "sequence", "tries", "unready",
+        "arrivals", "begun", "came", "epoch", "events", "ids", "kept", "keys", "left", "lost", "over", "parcel",
+        "partition", "sequence", "stored", "tries", "unready",
     )  # fmt: skip
 
     def __init__(self, partition: Partition, msg: Msg, parcel: Parcel, events: Batch, arrivals: Arrivals):
         self.partition = partition
         self.epoch = partition.epoch
         self.sequence: int = msg.metadata.sequence.stream
+        #: The id under which it was stored: the same for the same events that came the same way.
+        self.came = (msg.headers or {}).get("Nats-Msg-Id") or f"{msg.subject} {self.sequence}"
         self.parcel = parcel
         self.arrivals = arrivals
         self.events = events
@@ -117,6 +136,8 @@ class InHand:
         #: One of its events was handed on.
         self.begun = False
         self.tries: dict[int, int] = {}
+        #: Of events that are tried again: the cuts over which they have sent what they send.
+        self.stored: dict[int, set[str]] = {}
         #: Outputs, in the order of coming, by where they go.
         self.kept: dict[tuple[Leaving, int], list[tuple[Event[Any], str, Carrier]]] = {}
         #: It is not ours to settle any more.
@@ -134,6 +155,11 @@ class InHand:
         assert isinstance(carrier, _Taken)
         cut = leaving.cut.name
         number = (carrier.copies or {}).get(cut, 0)
+        if not number and cut in self.stored.get(carrier.index, ()):  # that much of the last try was done
+            carrier.copies = {**(carrier.copies or {}), cut: 1}
+            leaving.left(1)
+            carrier.settle("delivered", 1, "stored")
+            return
         carrier.copies = {**(carrier.copies or {}), cut: number + 1}
         # The same each time this event is handled, which what is split off here is not by itself.
         id = carrier.event_id
@@ -141,15 +167,14 @@ class InHand:
             id = f"{id}.{number}" if event._id == id else f"{id}/{number}"
         self.kept.setdefault((leaving, partition), []).append((event, id, carrier))
         carrier.kept += 1
-        if carrier.kept == carrier.shares and not carrier.ready:
-            self.is_ready(carrier)
+        carrier.look()
         self.partition.has_kept(self)
 
     def send(self) -> None:
         """Outputs go on."""
         kept, self.kept = self.kept, {}
         for (leaving, partition), events in kept.items():
-            leaving.send(partition, events, self.epoch)
+            leaving.send(partition, events, self.epoch, self.came)
 
     # ------------------------------------------------------------------ what becomes of its events
 
@@ -171,6 +196,8 @@ class InHand:
                 self.partition.released(self)
                 return
             if word == "again":
+                once = {cut for cut in slot.stored if (slot.copies or {}).get(cut) == 1}
+                self.stored.setdefault(slot.index, set()).update(once)
                 self.partition.again(self, slot.index)
                 return
             self.partition.bury(self, slot.index, slot)
@@ -262,6 +289,8 @@ class Partition:
         self._ready: deque[tuple[InHand, int]] = deque()
         #: Where the order is kept without a key: an event that is to be tried again holds up the others.
         self._holding = 0
+        #: The message whose events are handed out one by one: what was noted of it before the one that is under way.
+        self._suspect: tuple[int, str, dict[str, int]] | None = None
         self._news = asyncio.Event()
         self._resumed = asyncio.Event()
         self._resumed.set()
@@ -451,11 +480,13 @@ class Partition:
                     failure = Failure(self.entry.module, "WorkerDied", text, attempts=died)
                     self.bury(held, index, Slot((), 0, fate="failed", reason="lost", failure=failure))
                 else:
-                    counts[str(index)] = counts.get(str(index), 0) + 1
+                    self._suspect = (held.sequence, key, dict(counts))
+                    counts[str(index)] = noted + 1
                     await self._note_down(key, counts)
                     self._ready.append((held, index))
                 await self._is_over(held, index)
                 counts.pop(str(index), None)
+                self._suspect = None
             await self._note_down(key, None)
 
     async def _noted(self, key: str) -> dict[str, int]:
@@ -562,12 +593,13 @@ class Partition:
     async def _buried(self, held: InHand, index: int, slot: Slot) -> None:
         event = decode_events(held.parcel.events)[index]
         failure = slot.failure if isinstance(slot.failure, Failure) else Failure(self.entry.module, slot.reason, "")
+        attempts = held.tries.get(index, 0) + max(1, failure.attempts)
         letter = Letter(
             failure.at or time.time(), self._layout.flow.name, failure.module, (held.parcel.cut, failure.module),
-            failure.type, failure.message, failure.traceback, held.tries.get(index, 0) + max(1, failure.attempts),
+            failure.type, failure.message[:MOST_SAID], failure.traceback[-MOST_SHOWN:], attempts,
             encode_events([event]), held.parcel.cut,
         )  # fmt: skip
-        id = f"dead-{held.ids[index]}-{held.sequence}"
+        id = f"dead-{self._layout.stream(self.entry.stage)}-{held.sequence}-{index}"
         await self._write_letter(letter, id)
         held.done(index, False)
 
@@ -587,7 +619,8 @@ class Partition:
         log.error("%s: a message that cannot be read goes to the dead letters: %s", self.entry.module, why)
         sequence = msg.metadata.sequence.stream
         letter = Letter(
-            time.time(), self._layout.flow.name, self.entry.module, ("", self.entry.module), "InputError", why, "", 1,
+            time.time(), self._layout.flow.name, self.entry.module, ("", self.entry.module), "InputError",
+            why[:MOST_SAID], "", 1,
             msg.data, "",
         )  # fmt: skip
         await self._write_letter(letter, f"dead-{self._layout.stream(self.entry.stage)}-{sequence}")
@@ -605,6 +638,10 @@ class Partition:
     def released(self, held: InHand) -> None:
         """The flow ends before it was handled."""
         self._in_hand.pop(held.sequence, None)
+        if self._suspect is not None and self._suspect[0] == held.sequence:
+            _, key, before = self._suspect
+            self._suspect = None
+            self._aside(self._note_down(key, before or None))  # we end in good order: nobody has died over it
         self._aside(self._intake.give_up(held.sequence))
         self._news.set()
 

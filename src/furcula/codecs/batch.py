@@ -15,7 +15,15 @@ from furcula.codecs.codec import Msgpack, may_nest, nested_too_deeply
 from furcula.errors import InputError
 from furcula.event import Event, Failure
 
-__all__ = ["MAX_BATCH", "VERSION", "decode_each", "decode_events", "encode_each", "encode_events"]
+__all__ = [
+    "MAX_BATCH",
+    "VERSION",
+    "decode_each",
+    "decode_events",
+    "encode_each",
+    "encode_events",
+    "split_events",
+]
 
 VERSION = 1
 #: Bytes that a batch may have.
@@ -37,6 +45,7 @@ class _Wire(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True, gc=F
 _codec = Msgpack()
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[_Wire]).decode
+_raws = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 _HEAD = bytes([VERSION])
 _ONE = _HEAD + b"\x91"  # an array of one
 
@@ -107,6 +116,18 @@ def decode_events(raw: bytes, *, max_size: int = MAX_BATCH) -> list[Event[Any]]:
     events = _decoded(raw, max_size)
     _check_depth(events)
     return events
+
+
+def split_events(raw: bytes) -> list[bytes]:
+    """Each event of a frame as a frame of its own, without looking into any.
+
+    Raises:
+        InputError: It is no array of anything.
+    """
+    try:
+        return [_ONE + bytes(one) for one in _raws(memoryview(raw)[1:])]
+    except (ValueError, TypeError, RecursionError, OverflowError, MemoryError) as error:
+        raise InputError(f"the batch is malformed: {error}") from None
 
 
 def _check_depth(events: list[Event[Any]]) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from furcula.asking import Asker
-from furcula.codecs import decode_events, encode_events
+from furcula.codecs import decode_events, encode_events, split_events
 from furcula.engine.outlets import Batch
 from furcula.engine.requests import Request
 from furcula.errors import InputError
@@ -289,15 +289,19 @@ class Arrival:
     __slots__ = ("_done", "_events", "_origin", "fates", "left", "slots")
 
     def __init__(self, parcel: Parcel, origin: Origin, homes: Homes, done: Callable[[Arrival], None]):
-        self._events: Batch = decode_events(parcel.events)
-        self.left = len(self._events)
         self.fates: dict[int, Reported] = {}
+        try:
+            self._events: Batch = decode_events(parcel.events)
+            places: Iterable[int] = range(len(self._events))
+        except InputError:
+            places, self._events = self._readable(parcel)
+        self.left = len(self._events)
         self.slots: dict[int, Slot] = {}
         self._origin = origin
         self._done = done
         asked = parcel.asked
         plain = 0
-        for index, event in enumerate(self._events):
+        for index, event in zip(places, self._events, strict=True):
             if asked and index in asked:
                 asker = homes.asker(asked[index], lambda slot, index=index: self._request_settled(index, slot))  # type: ignore[misc]
                 if asker is not None:
@@ -307,6 +311,20 @@ class Arrival:
             event._receipt = _Arrived((), 1, None, event.created, None, "", None, origin, self, index)
             plain += 1
         origin.admit(plain)
+        if not self.left:
+            done(self)
+
+    def _readable(self, parcel: Parcel) -> tuple[list[int], Batch]:
+        """One event that bytes could say, but cannot be read again (a dict with a dict as a key), fails alone."""
+        places: list[int] = []
+        events: Batch = []
+        for index, raw in enumerate(split_events(parcel.events)):
+            try:
+                events += decode_events(raw)
+                places.append(index)
+            except InputError as error:
+                self.fates[index] = Reported("failed", "InputError", Failure(parcel.cut, "InputError", str(error)))
+        return places, events
 
     @property
     def events(self) -> Batch:

@@ -16,6 +16,7 @@ import msgspec
 from furcula.engine.counters import Counters
 from furcula.engine.outlets import Consumer
 from furcula.engine.plan import Plan
+from furcula.errors import InputError
 from furcula.event import Event
 from furcula.flow import FlowGraph
 from furcula.graph import Place, components
@@ -124,12 +125,29 @@ def key_of(cut: Cut) -> Callable[[Event[Any]], Any] | None:
 
 
 def share_of(key: Any, count: int) -> int:
-    """Which of `count` a key belongs to: the same in every process."""
+    """Which of `count` a key belongs to: the same in every process, and the same for keys that are equal.
+
+    Raises:
+        InputError: It is of a type that has no bytes that are the same everywhere.
+    """
+    if type(key) is not str and type(key) is not int:
+        key = _canonical(key)
     try:
         said = msgspec.msgpack.encode(key)
-    except (ValueError, TypeError, RecursionError):
-        said = repr(key).encode()
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:
+        raise InputError(f"a {type(key).__name__} cannot be a key between stages: {error}") from None
     return zlib.crc32(said) % count
+
+
+def _canonical(key: Any) -> Any:
+    """`1`, `1.0` and `True` are one key, and a set has no order."""
+    if isinstance(key, bool) or (isinstance(key, float) and key.is_integer()):
+        return int(key)
+    if isinstance(key, tuple | list):
+        return [_canonical(part) for part in key]
+    if isinstance(key, set | frozenset):
+        return sorted(msgspec.msgpack.encode(_canonical(part)) for part in key)
+    return key
 
 
 def cuts(flow: FlowGraph, planned: Plan) -> dict[int, Cut]:

@@ -28,6 +28,7 @@ from typing import Literal
 
 import msgspec
 
+from furcula.codecs import MAX_BATCH
 from furcula.engine.crossed import Arrival, Homes, Parcel, Reported, reports, say_reports, sendable, settle_reported
 from furcula.engine.outlets import Batch, Consumer, all_of, settle
 from furcula.engine.parts import Arrivals, Cut, Refuse, Spawn, key_of, share_of
@@ -45,8 +46,8 @@ log = logging.getLogger("furcula.workers")
 
 #: Parcels of one lane that may be under way before its sender waits.
 WINDOW = 16
-#: Events in a parcel.
-MOST = 512
+#: Events in a parcel, and bytes, unless one event has more.
+MOST, MOST_BYTES = 512, 4_000_000
 #: A cut that closes a cycle never waits; it fails events beyond so many that are not reported.
 TURNING = 2560
 #: After so long without a parcel or a report, what is missing may be held back by ourselves.
@@ -64,8 +65,12 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class _Sent(msgspec.Struct, array_like=True):
-    """Near to far. `body` is a Parcel; without one it asks for the state of what is not reported, from `number` on."""
+    """Near to far. `body` is a Parcel; without one it asks for the state of what is not reported, from `number` on.
 
+    A lane has a name of its own: a connection that breaks and is made again is another one to the far end's socket.
+    """
+
+    lane: bytes
     cut: str
     session: bytes
     number: int
@@ -77,11 +82,12 @@ class _Told(msgspec.Struct, array_like=True):
 
     * `begin`: this is my session, and I have nothing of yours.
     * `accepted`: all up to this number has been handed on.
+    * `have`: all up to this number has come, and what is beyond has to be sent again.
     * `report`: what became of this number.
     * `cease`: send me nothing more.
     """
 
-    what: Literal["begin", "accepted", "report", "cease"]
+    what: Literal["begin", "accepted", "have", "report", "cease"]
     cut: str
     session: bytes
     number: int = 0
@@ -293,7 +299,7 @@ class _Leaving:
             if beyond:
                 error = QueueFull(f"the cycle through {self.cut.target} has {TURNING} events under way")
                 self._refuse([(event, error) for event in beyond])
-        elif self.cut.overflow != "block" and lane.full:
+        elif self.cut.overflow != "block" and lane.crowded:
             if self.cut.overflow == "fail":
                 full = QueueFull(f"{self.cut.target} is behind, and {self.cut.name} says overflow: fail")
                 self._refuse([(event, full) for event in batch])
@@ -324,6 +330,7 @@ class _Lane:
         self._peer = peer
         self._cut = cut
         self._homes = homes
+        self._name = os.urandom(8)
         self._session = b""
         self._next = 1
         self._accepted = 0
@@ -344,6 +351,11 @@ class _Lane:
     @property
     def full(self) -> bool:
         return self._next - 1 - self._accepted >= WINDOW
+
+    @property
+    def crowded(self) -> bool:
+        """Would whoever sends more have to wait?"""
+        return self.full or self._count >= MOST
 
     def push(self, batch: Batch, refuse: Refuse) -> Awaitable[None] | None:
         self._waiting.append((batch, refuse))
@@ -381,12 +393,22 @@ class _Lane:
             refuse(refused)
         if not good:
             return
+        if len(body) > MOST_BYTES and len(good) > 1:
+            half = len(good) // 2
+            self._send(good[:half], refuse)
+            self._send(good[half:], refuse)
+            return
+        if len(body) > MAX_BATCH:
+            self.events -= 1
+            error = InputError(f"the event has {len(body)} bytes; between stages it may have {MAX_BATCH}")
+            refuse([(good[0], error)])
+            return
         carriers = [event.carrier() for event in good]
         parcel = Parcel(self._cut, body, self._homes.all_sent(carriers))
         number = self._next
         self._next += 1
         self._under[number] = _Under(parcel, carriers)
-        self._peer.send(_Sent(self._cut, self._session, number, parcel))
+        self._peer.send(_Sent(self._name, self._cut, self._session, number, parcel))
 
     # ------------------------------------------------------------------ what the far end says
 
@@ -400,6 +422,9 @@ class _Lane:
         elif told.what == "accepted":
             self._accepted = max(self._accepted, told.number)
             self._flush()
+        elif told.what == "have":  # the connection was lost with what was under way on it
+            for number in [number for number in self._under if number > told.number]:
+                self._peer.send(_Sent(self._name, self._cut, self._session, number, self._under[number].parcel))
         else:
             self._reported(told.number, told.report)
 
@@ -414,7 +439,7 @@ class _Lane:
         self._next, self._accepted = 1, 0
         for under in again:
             self._under[self._next] = under
-            self._peer.send(_Sent(self._cut, session, self._next, under.parcel))
+            self._peer.send(_Sent(self._name, self._cut, session, self._next, under.parcel))
             self._next += 1
         self._flush()
 
@@ -436,7 +461,7 @@ class _Lane:
     def ask(self) -> None:
         """Nothing has been heard for a while."""
         if self._under or self._waiting or not self._session:
-            self._peer.send(_Sent(self._cut, self._session, next(iter(self._under), self._next)))
+            self._peer.send(_Sent(self._name, self._cut, self._session, next(iter(self._under), self._next)))
 
     # ------------------------------------------------------------------ its end
 
@@ -560,7 +585,7 @@ class _Far:
         self._session = os.urandom(8)
         self._socket: zmq.Socket[bytes] | None = None
         self._lock: int | None = None
-        self._sources: dict[tuple[bytes, str], _Source] = {}
+        self._sources: dict[tuple[bytes, str], _Source] = {}  # by lane and cut
         #: When a parcel came.
         self.moved_at = 0.0
         self._began = asyncio.Event()
@@ -627,10 +652,11 @@ class _Far:
             if not self._ceased:
                 self.tell(identity, _Told("begin", sent.cut, self._session))
             return
-        source = self._sources.get((identity, sent.cut))
+        source = self._sources.get((sent.lane, sent.cut))
         if source is None:
-            source = self._sources[identity, sent.cut] = _Source(self, identity, arrivals, self._homes)
+            source = self._sources[sent.lane, sent.cut] = _Source(self, identity, arrivals, self._homes)
             self._spawn(source.hand_on(), f"arrivals at {arrivals.cut.target}")
+        source.identity = identity
         if sent.body is None:
             source.say_again(sent.number)
         else:
@@ -653,9 +679,9 @@ class _Far:
             return
         self._ceased = True
         self._began.set()
-        for (identity, cut), source in self._sources.items():
+        for (_, cut), source in self._sources.items():
             source.cease()
-            self.tell(identity, _Told("cease", cut, b""))
+            self.tell(source.identity, _Told("cease", cut, b""))
 
     def idle(self) -> bool:
         return all(source.idle() for source in self._sources.values())
@@ -680,7 +706,7 @@ class _Source:
 
     def __init__(self, far: _Far, identity: bytes, arrivals: Arrivals, homes: Homes):
         self._far = far
-        self._identity = identity
+        self.identity = identity
         self._cut = arrivals.cut.name
         self._arrivals = arrivals
         self._homes = homes
@@ -734,7 +760,7 @@ class _Source:
 
     def _accept(self, number: int) -> None:
         self._accepted = number
-        self._far.tell(self._identity, _Told("accepted", self._cut, b"", number))
+        self._far.tell(self.identity, _Told("accepted", self._cut, b"", number))
 
     def _handed(self, number: int, parcel: Parcel) -> Awaitable[None] | None:
         self._open += 1
@@ -754,13 +780,15 @@ class _Source:
         self._reports[number] = report
         if len(self._reports) > REMEMBERED:
             self._reports.popitem(last=False)
-        self._far.tell(self._identity, _Told("report", self._cut, b"", number, report))
+        self._far.tell(self.identity, _Told("report", self._cut, b"", number, report))
 
     def say_again(self, number: int) -> None:
         """The near end waits for word of this number."""
         if number in self._reports:
-            self._far.tell(self._identity, _Told("report", self._cut, b"", number, self._reports[number]))
-        self._far.tell(self._identity, _Told("accepted", self._cut, b"", self._accepted))
+            self._far.tell(self.identity, _Told("report", self._cut, b"", number, self._reports[number]))
+        self._far.tell(self.identity, _Told("accepted", self._cut, b"", self._accepted))
+        if not self._ceased:
+            self._far.tell(self.identity, _Told("have", self._cut, b"", self._last))
 
     def cease(self) -> None:
         self._ceased = True
