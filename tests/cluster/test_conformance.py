@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -320,3 +321,26 @@ async def test_dead_letters_of_two_stages_do_not_take_each_others_place(
     async with operating(flow, Access(nats.url)) as operator:
         modules = Counter([one.letter.module async for one in operator.letters()])
     assert modules == {"a": 20, "z": 20}
+
+
+async def test_an_event_that_cannot_be_read_again_is_a_dead_letter_alone(
+    way: str, nats: NatsServer, flow_name: str
+) -> None:
+    if way != "jetstream":
+        pytest.skip("elsewhere it fails where it came from")
+    flow, got = Flow(flow_name), []  # type: ignore[var-annotated]
+
+    @dataclasses.dataclass(frozen=True)
+    class Key:
+        name: str
+
+    def source() -> Iterator[Any]:
+        for number in range(30):
+            yield {Key("a"): number} if number == 7 else {"n": number}
+
+    flow.source(source) >> flow.module(lambda event: got.append(event.data["n"]), "sink", stage="b")
+    await run_this_way(way, flow, nats)
+    assert got == [number for number in range(30) if number != 7]
+    async with operating(flow, Access(nats.url)) as operator:
+        (letter,) = [one.letter async for one in operator.letters()]
+    assert (letter.error, letter.queue) == ("InputError", "source -> sink")

@@ -32,7 +32,7 @@ from furcula.cluster.client import BROKEN, Client, tried
 from furcula.cluster.layout import Entry, Layout
 from furcula.cluster.pulling import Intake
 from furcula.cluster.sending import HOLD_S, Leaving
-from furcula.codecs import decode_events, encode_events
+from furcula.codecs import decode_events, encode_events, split_events
 from furcula.engine.crossed import Parcel
 from furcula.engine.outlets import Batch
 from furcula.engine.parts import Arrivals, Spawn, key_of
@@ -52,6 +52,26 @@ MOST_IN_HAND = 512
 TOGETHER = 512
 #: Deaths with the same messages in hand after which those are handed out one by one.
 SUSPECT_AFTER = 2
+
+
+def _split(raw: bytes) -> list[bytes]:
+    try:
+        return split_events(raw)
+    except InputError:
+        return [raw]
+
+
+def _readable(raw: bytes) -> tuple[Batch, list[bytes]]:
+    """The events that can be read, and the bytes of the others."""
+    events: Batch = []
+    bad: list[bytes] = []
+    for one in _split(raw):
+        try:
+            events += decode_events(one)
+        except InputError:
+            bad.append(one)
+    return events, bad
+
 
 _NOTHING = object()
 #: Characters of an error's text and of its traceback that a dead letter has: with the event it must fit a message.
@@ -394,13 +414,22 @@ class Partition:
         sequence = msg.metadata.sequence.stream
         try:
             parcel = _parcel(msg.data)
-            arrivals = self._arrivals.get(parcel.cut)
-            if arrivals is None:
-                raise InputError(f"there is no route {parcel.cut!r} in this version of the flow")
-            events = decode_events(parcel.events)
         except (ValueError, TypeError, RecursionError) as error:
-            await self._unreadable(msg, str(error))
+            await self._unreadable(sequence, [msg.data], str(error), "")
+            await self._intake.acknowledge(sequence)
             return None
+        arrivals = self._arrivals.get(parcel.cut)
+        if arrivals is None:
+            why = f"there is no route {parcel.cut!r} in this version of the flow"
+            await self._unreadable(sequence, _split(parcel.events), why, parcel.cut)
+            await self._intake.acknowledge(sequence)
+            return None
+        try:
+            events = decode_events(parcel.events)
+        except InputError as error:  # what cannot be read is buried, the others go on
+            events, bad = _readable(parcel.events)
+            await self._unreadable(sequence, bad, str(error), parcel.cut)
+            parcel = Parcel(parcel.cut, encode_events(events))
         if not events:
             await self._intake.acknowledge(sequence)
             return None
@@ -614,18 +643,15 @@ class Partition:
                 log.warning("a dead letter of %s cannot be stored, and is tried again: %s", letter.module, error)
                 await asyncio.sleep(0.5)
 
-    async def _unreadable(self, msg: Msg, why: str) -> None:
-        """What is no parcel of this flow is a dead letter as it came."""
-        log.error("%s: a message that cannot be read goes to the dead letters: %s", self.entry.module, why)
-        sequence = msg.metadata.sequence.stream
-        letter = Letter(
-            time.time(), self._layout.flow.name, self.entry.module, ("", self.entry.module), "InputError",
-            why[:MOST_SAID], "", 1,
-            msg.data, "",
-        )  # fmt: skip
-        await self._write_letter(letter, f"dead-{self._layout.stream(self.entry.stage)}-{sequence}")
-        if not self._lost:
-            await self._intake.acknowledge(sequence)
+    async def _unreadable(self, sequence: int, bodies: list[bytes], why: str, cut: str) -> None:
+        """What this flow cannot take is a dead letter as it came. With the route it may be one for another version."""
+        log.error("%s: %d that cannot be read go to the dead letters: %s", self.entry.module, len(bodies), why)
+        for index, body in enumerate(bodies):
+            letter = Letter(
+                time.time(), self._layout.flow.name, self.entry.module, (cut, self.entry.module), "InputError",
+                why[:MOST_SAID], "", 1, body, cut,
+            )  # fmt: skip
+            await self._write_letter(letter, f"unread-{self._layout.stream(self.entry.stage)}-{sequence}-{index}")
 
     def finished(self, held: InHand) -> None:
         """All its events are settled, and what they became is stored."""
