@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextvars
 import ctypes
+import dataclasses
 import os
 import random
 import signal
@@ -352,3 +353,13 @@ _seen: contextvars.ContextVar[int] = contextvars.ContextVar("_seen", default=0)
 def counts_in_context(number: int) -> int:
     _seen.set(_seen.get() + 1)
     return _seen.get()
+
+
+@dataclasses.dataclass(frozen=True)
+class OddKey:
+    number: int
+
+
+def keyed_oddly(number: int) -> object:
+    """What bytes can say of 2 cannot be read again: a dict with a dict as a key."""
+    return {OddKey(1): 2} if number == 2 else number

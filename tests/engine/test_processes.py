@@ -872,3 +872,15 @@ def test_a_flow_file_says_processes_and_its_functions_come_from_its_folder(tmp_p
     )
     assert found.returncode == 0, found.stderr
     assert (tmp_path / "out.txt").read_text(encoding="utf-8").split() == ["5", "10", "15"]
+
+
+def test_an_answer_that_cannot_be_read_again_fails_its_event_with_the_reason() -> None:
+    flow, got = Flow("odd"), []  # type: ignore[var-annotated]
+    (
+        flow.source([1, 2, 3], "source")
+        >> flow.map(computing.keyed_oddly, "odd", processes=1)
+        >> flow.module(lambda event: got.append(event.data), "sink")
+    )
+    statistics = flow.run()
+    assert got == [1, 3]
+    assert statistics.modules["odd"].reasons == {"failed InputError": 1}

@@ -695,6 +695,8 @@ class ProcessPool:
     def _death(self, child: Child, charged: _Item) -> BaseException:
         if child.ended_for is not None and child.ended_for == child.running()[1]:
             return ModuleTimeout(f"{self.name} took longer than {self._timeout_s:g} s; its process was ended")
+        if child.unreadable:
+            return InputError(f"{self.name}: what it answered cannot be read again: {child.unreadable}")
         return WorkerDied(f"{self.name}: {child.end} while it handled this event")
 
     def _charge(self, item: _Item, error: BaseException) -> None:

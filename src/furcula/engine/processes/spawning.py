@@ -55,6 +55,8 @@ class Child(asyncio.Protocol):
         self._answered = answered
         self._lost = lost
         self._gone = asyncio.Event()
+        #: Why its last answer could not be read.
+        self.unreadable = ""
         self._buffer = bytearray()
         self._transport: asyncio.Transport | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -143,7 +145,13 @@ class Child(asyncio.Protocol):
             end = begin + HEAD.size + size
             if len(buffer) < end:
                 break
-            found = _answers.decode(memoryview(buffer)[begin + HEAD.size : end])
+            try:
+                found = _answers.decode(memoryview(buffer)[begin + HEAD.size : end])
+            except (ValueError, TypeError, RecursionError) as error:  # bytes could say it, but it cannot be read again
+                self.unreadable = str(error)
+                if self._transport is not None:
+                    self._transport.abort()
+                return
             begin = end
             if found.number > 0:
                 self._answered(self, found)
