@@ -388,7 +388,9 @@ async def test_a_full_stream_makes_the_first_source_wait_and_nothing_is_lost(flo
         at = given
         async with operating(flow, Access(nats.url)) as operator:
             lag = (await operator.status()).stages
-        assert sum(sum(stage.lag.values()) for stage in lag) <= 6
+        # There is room for as many fences as there may be; where there are none yet, messages may have it.
+        most = [6 + main.layout.fences(stage.name) for stage in lag]
+        assert all(sum(stage.lag.values()) <= limit for stage, limit in zip(lag, most, strict=True))
         assert given == at < total
         gate.set()
         await until(lambda: len(got) >= total, "all come through", 90)
