@@ -81,6 +81,13 @@ def test_the_traceback_is_shown_when_asked_for(furcula):
         (["work:double"], "work:double is function, not a Flow"),
         (["work:flow", "--set", "ttl=1"], "--set: values can be put over those of a flow file only"),
         (["flow.yaml", "--set", "modules.x.queue=1"], "--set: modules.x.queue: there is no module 'x'"),
+        (["flow.yaml", "--processes", ""], "--processes: '' is not a number from 1 to 1024"),
+        (["flow.yaml", "--processes", "main=2,main=3"], "--processes: main is given twice"),
+        (
+            ["flow.yaml", "--hung-after", "2s"],
+            "--hung-after: 2s is too short: workers speak once a second, so healthy ones would be killed; give 3s or "
+            "more",
+        ),
         (
             ["flow.yaml", "--deadline", "soon"],
             "--deadline: 'soon' is not a duration; write seconds, or '250ms', '2s', '5m', '1h'",
@@ -138,6 +145,13 @@ def started(folder, last, *arguments):
     assert process.stdout is not None
     assert process.stdout.readline().strip() in ("stuck", "ready")
     return process
+
+
+@pytest.mark.parametrize("arguments", [[], ["--processes", "2"]])
+def test_a_report_that_cannot_be_written_fails_nothing(folder, arguments):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "furcula", "run", "flow.yaml", *arguments]
+        assert subprocess.run(command, cwd=folder, stderr=full, timeout=60).returncode == 0
 
 
 def test_a_signal_drains_and_ends_with_0(folder):

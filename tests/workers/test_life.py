@@ -6,12 +6,15 @@ import asyncio
 import os
 import re
 import signal
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.workers.running import FUNCTIONS, LIMIT_S, is_worker, wait_until
 
+from furcula.config.target import opened
+from furcula.workers.child import cut_names
 from furcula.workers.launch import Exec
 from furcula.workers.supervisor import Policy, Supervisor
 from furcula.workers.worker import Worker
@@ -177,9 +180,9 @@ def _log_of(run: Any) -> Any:
 
 def test_a_worker_whose_loop_stands_still_is_killed_and_restarted(furcula: Any, flow: Any) -> None:
     file = flow('  t: {use: "work:ticks"}\n  hang: {use: "work:hang"}\n')
-    run = furcula("run", file, "--processes", "2", "--hung-after", "2s", "--deadline", "1s")
+    run = furcula("run", file, "--processes", "2", "--hung-after", "3s", "--deadline", "1s")
     first = int(run.until(r"hanging (\d+)")[0])
-    assert run.until(r"main/0 died \(process \d+\): (.*);")[0] == "no beat for 2 s: killed"
+    assert run.until(r"main/0 died \(process \d+\): (.*);")[0] == "no beat for 3 s: killed"
     assert not is_worker(first)
     assert int(run.until(r"hanging (\d+)", 2)[1]) != first
     run.send(signal.SIGTERM)
@@ -189,11 +192,11 @@ def test_a_worker_whose_loop_stands_still_is_killed_and_restarted(furcula: Any, 
 
 
 def test_a_stopped_worker_is_found_out_too(furcula: Any, flow: Any) -> None:
-    run = furcula("run", flow(LISTEN), "--processes", "1", "--hung-after", "1500ms")
+    run = furcula("run", flow(LISTEN), "--processes", "1", "--hung-after", "3500ms")
     first = run.workers(1)[0]
     run.until("main/0 is ready")
     os.kill(first, signal.SIGSTOP)
-    run.until("no beat for 1.5 s: killed")
+    run.until("no beat for 3.5 s: killed")
     run.workers(2)
     assert run.end(signal.SIGTERM) == 0
 
@@ -226,6 +229,61 @@ def test_a_signal_drains_all_workers_and_nothing_is_lost(furcula: Any, flow: Any
     total = seen().count("\n")
     assert f"admitted {total} = delivered {total} + dropped 0 + failed 0 + in flight 0" in run.text
     assert not any(is_worker(pid) for pid in run.workers(2))
+
+
+STAGED = """
+import asyncio
+import os
+import pathlib
+
+
+def numbers():
+    yield from range(5)
+
+
+def same(n: int) -> int:
+    return n
+
+
+class Lingering:
+    def process(self, n: int) -> int:
+        return n
+
+    async def stop(self):
+        pathlib.Path("draining").touch()
+        while not pathlib.Path("go").exists():
+            await asyncio.sleep(0.01)
+"""
+
+
+async def test_a_stage_whose_worker_waits_for_its_restart_when_it_is_to_drain_is_drained_all_the_same(
+    flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "staged.py").write_text(STAGED)
+    monkeypatch.chdir(tmp_path)
+    file = flow(
+        '  n: {use: "staged:numbers"}\n  linger: {use: "staged:Lingering"}\n'
+        '  work: {map: "staged:same", stage: work, order: none}\n  out: {use: "null", stage: work}\n'
+    )
+    with opened(file, ()) as found:
+        cuts = cut_names(found)
+    workers = [Worker("main"), Worker("work")]
+    with tempfile.TemporaryDirectory(prefix="furcula") as folder:  # the names of sockets must be short
+        counts = {"main": 1, "work": 1}
+        settings = {"flow": file, "deadline_s": 1.0, "lines": folder, "counts": counts, "cuts": cuts}
+        policy = Policy(pause_s=1.0)
+        supervisor = Supervisor("shop", workers, Exec(), settings, policy, order=[["main"], ["work"]])
+        running = asyncio.ensure_future(supervisor.run())
+        async with asyncio.timeout(2 * LIMIT_S):
+            while not (tmp_path / "draining").exists():
+                await asyncio.sleep(0.01)
+            os.kill(supervisor.figures().workers[1].pid, signal.SIGKILL)
+            while supervisor.figures().workers[1].state != "waiting":
+                await asyncio.sleep(0.01)
+            (tmp_path / "go").touch()
+            outcome = await running
+    assert outcome.error == ""
+    assert [worker.restarts for worker in outcome.figures.workers] == [0, 1]
 
 
 def test_one_deadline_holds_for_all_and_what_is_left_is_named(furcula: Any, flow: Any) -> None:

@@ -16,7 +16,7 @@ from tests.workers.running import is_worker, wait_until
 
 from furcula.errors import FurculaError
 from furcula.workers import systemd
-from furcula.workers.pid_file import PidFile, is_alive, read_pid
+from furcula.workers.pid_file import PidFile, is_alive, read_pid, running_pid
 
 TICKS = '  t: {use: "work:ticks"}\n  note: {use: "work:note"}\n  out: {use: "null"}\n'
 
@@ -45,12 +45,22 @@ def test_a_pid_file_whose_process_is_dead_is_replaced(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_pid_file_whose_process_lives_is_left_alone(tmp_path: Path) -> None:
+def test_a_pid_file_that_somebody_has_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.pid"
+    with PidFile(path):
+        with pytest.raises(FurculaError, match=f"as process {os.getpid()}; end that with `furcula stop"), PidFile(path):
+            pass
+        assert running_pid(path) == os.getpid()
+    assert not path.exists()
+
+
+def test_a_pid_file_that_nobody_has_is_replaced_though_its_number_is_another_process_s_by_now(tmp_path: Path) -> None:
     path = tmp_path / "run.pid"
     path.write_text(f"{os.getppid()}\n")
-    with pytest.raises(FurculaError, match=f"as process {os.getppid()}; end that with `furcula stop"), PidFile(path):
-        pass
-    assert read_pid(path) == os.getppid()
+    with pytest.raises(FurculaError, match=rf"run.pid is stale: the run .* has ended, and process {os.getppid()}"):
+        running_pid(path)
+    with PidFile(path):
+        assert running_pid(path) == os.getpid()
 
 
 @pytest.mark.parametrize("text", ["", "soon", "-4", "99999999999"])
@@ -135,6 +145,21 @@ def test_a_log_file_that_was_moved_away_is_begun_anew_with_a_restart(furcula: An
     assert "admitted" not in (tmp_path / "log.1").read_text()
 
 
+def test_a_log_file_that_cannot_be_begun_anew_stops_neither_the_restart_nor_the_log(
+    furcula: Any, flow: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "logs").mkdir()
+    run = furcula("run", flow(TICKS), "--log-file", "logs/log")
+    log = tmp_path / "logs" / "log"
+    wait_until(lambda: log.exists() and "is ready" in log.read_text(), "it runs")
+    (tmp_path / "logs").rename(tmp_path / "gone")
+    run.send(signal.SIGHUP)
+    moved = tmp_path / "gone" / "log"
+    wait_until(lambda: "all workers have been restarted" in moved.read_text(), "it is restarted")
+    assert "the log file logs/log cannot be opened: No such file or directory; the log goes on" in moved.read_text()
+    assert run.end(signal.SIGTERM) == 0
+
+
 def _end_all(log: Path) -> None:
     """The run in the background, if a test has failed."""
     try:
@@ -175,6 +200,18 @@ def test_stop_tells_when_there_is_nothing_to_stop(furcula: Any, tmp_path: Path) 
     (tmp_path / "run.pid").write_text(f"{dead.pid}\n")
     assert furcula("stop", "run.pid").end() == 1
     assert furcula("stop", "other.pid").end() == 1
+
+
+def test_stop_signals_nobody_if_the_run_that_wrote_the_file_has_gone(furcula: Any, tmp_path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        (tmp_path / "run.pid").write_text(f"{other.pid}\n")
+        stopping = furcula("stop", "run.pid")
+        assert stopping.end() == 1
+        assert "run.pid is stale" in stopping.text
+    finally:
+        other.communicate(b"\n", timeout=30)
+    assert other.returncode == 0
 
 
 # ------------------------------------------------------------------ systemd

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import re
 import signal
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.services import free_port
-from tests.workers.running import wait_until
+from tests.workers.running import LIMIT_S, wait_until
+
+from furcula.workers.launch import Exec
+from furcula.workers.supervisor import Policy, Supervisor
+from furcula.workers.worker import Worker
 
 WEB = """
   http: {{use: http.listen, with: {{port: {port}}}}}
@@ -173,4 +180,211 @@ def test_a_port_that_the_flow_has_left_is_closed(furcula: Any, flow: Any) -> Non
     socket.create_connection(("127.0.0.1", new), timeout=30).close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", old), timeout=30)
+    assert run.end(signal.SIGTERM) == 0
+
+
+def test_a_port_of_a_flow_that_was_refused_is_closed_again(furcula: Any, flow: Any) -> None:
+    old, new = free_port(), free_port()
+    run = furcula("run", flow(WEB.format(port=old)), "--processes", "1", "--hung-after", "30s")
+    run.until("listening on")
+    # Whichever of the two asks first has it; the other one cannot.
+    listening = "".join(f"  {name}: {{use: tcp.listen, with: {{address: {new}}}}}\n" for name in ("one", "two"))
+    flow(f'{listening}  out: {{use: "null"}}\nroutes: [one -> out, two -> out]\n')
+    run.send(signal.SIGHUP)
+    run.until("could not be replaced: .*it is in use")
+    socket.create_connection(("127.0.0.1", old), timeout=30).close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", new), timeout=30)
+    assert run.end(signal.SIGTERM) == 0
+
+
+def test_a_module_that_listens_may_be_given_another_name(furcula: Any, flow: Any) -> None:
+    port = free_port()
+    run = furcula("run", flow(WEB.format(port=port)), "--processes", "2")
+    run.until("listening on", 2)
+    flow(WEB.format(port=port).replace("http:", "web:").replace("http ->", "web ->").replace("-> http", "-> web"))
+    client = Client(port)
+    try:
+        wait_until(lambda: sum(client.answered.values()) > 10, "the old workers answer")
+        run.send(signal.SIGHUP)
+        run.until("all workers have been restarted")
+        new = set(run.workers(4)[2:])
+        wait_until(lambda: bool(new & set(client.answered)), "the new workers answer")
+    finally:
+        client.end()
+    assert client.errors == []
+    assert run.end(signal.SIGTERM) == 0
+
+
+# ------------------------------------------------------------------ sources that end
+
+ENDING = """
+import asyncio
+import pathlib
+import sys
+
+from work import say
+
+
+async def there(name):
+    while not pathlib.Path(name).exists():
+        await asyncio.sleep(0.01)
+
+
+async def few():
+    say("few begin")
+    for n in range(5):
+        yield n
+    say("few end")
+
+
+async def long():
+    say("long begins")
+    yield 0
+    await there("end")
+
+
+async def gated(n: int) -> int:
+    await there("go")
+    return n
+
+
+class SlowStop:
+    def process(self, n: int) -> int:
+        return n
+
+    async def stop(self):
+        worker = sys.argv[2]
+        if worker != "main/0":
+            say("held", worker)
+            await there("go." + worker[-1])
+"""
+
+
+def test_a_source_that_has_ended_is_not_begun_again_while_its_last_events_are_under_way(
+    furcula: Any, flow: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "ending.py").write_text(ENDING)
+    file = flow('  few: {use: "ending:few"}\n  gated: {map: "ending:gated"}\n  out: {use: "null"}\n')
+    run = furcula("run", file, "--processes", "1", "--hung-after", "60s", "--deadline", "60s")
+    run.until("few end")
+    run.send(signal.SIGHUP)
+    run.until("main/0 is ready", 2)
+    (tmp_path / "go").touch()
+    assert run.end() == 0
+    assert run.text.count("few begin") == 1
+    assert re.search(r"^few +5 +5 +0", run.text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("stage", ["", ", stage: work, order: none"])
+def test_of_two_sources_the_one_that_goes_on_is_begun_again(
+    furcula: Any, flow: Any, tmp_path: Path, stage: str
+) -> None:
+    (tmp_path / "ending.py").write_text(ENDING)
+    modules = f'  few: {{use: "ending:few"}}\n  long: {{use: "ending:long"}}\n  out: {{use: "null"{stage}}}\n'
+    processes = "main=1,work=1" if stage else "2"
+    run = furcula("run", flow(modules + "routes: [few -> out, long -> out]\n"), "--processes", processes)
+    run.until("few end")
+    run.until("is ready", 2)
+    for times in (2, 3):
+        run.send(signal.SIGHUP)
+        run.until("long begins", times)
+        run.until("all workers have been restarted", times - 1)
+    (tmp_path / "end").touch()
+    assert run.end() == 0
+    assert run.text.count("few begin") == 1
+    assert re.search(r"^out +8 +0 +8", run.text, re.MULTILINE)
+
+
+def test_a_run_whose_sources_end_in_the_middle_of_a_restart_ends(furcula: Any, flow: Any, tmp_path: Path) -> None:
+    (tmp_path / "ending.py").write_text(ENDING)
+    file = flow('  long: {use: "ending:long"}\n  slow: {use: "ending:SlowStop"}\n  out: {use: "null"}\n')
+    run = furcula("run", file, "--processes", "3", "--deadline", "60s")
+    run.until("is ready", 3)
+    run.until("long begins")
+    run.send(signal.SIGHUP)
+    run.until("long begins", 2)
+    run.until("held main/1")  # it has been replaced, and has not gone yet
+    (tmp_path / "end").touch()
+    run.until("held main/1", 2)
+    run.until("held main/2")
+    (tmp_path / "go.1").touch()
+    run.until("main/1 ended", 2)
+    (tmp_path / "go.2").touch()
+    assert run.end() == 0
+    assert len(run.workers(5)) == 5
+
+
+# ------------------------------------------------------------------ restarts that are given up
+
+
+class _Told(logging.Handler):
+    """How often it was said, whatever else listens to the log."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.times = 0
+        self._text = text
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.times += self._text in record.getMessage()
+
+
+async def test_restarts_that_are_given_up_do_not_count_against_the_worker_that_is_well(
+    flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = flow('  in: {use: tcp.listen, with: {address: 0}}\n  out: {use: "null"}\n')
+    policy = Policy(max_deaths=2, window_s=1000)
+    supervisor = Supervisor("shop", [Worker()], Exec(), {"flow": file, "deadline_s": 5.0}, policy)
+    told = _Told("could not be replaced")
+    logger = logging.getLogger("furcula.workers")
+    logger.addHandler(told)
+    try:
+        running = asyncio.ensure_future(supervisor.run())
+        async with asyncio.timeout(2 * LIMIT_S):
+            while supervisor.figures().workers[0].state != "running":
+                await asyncio.sleep(0.01)
+            pid = supervisor.figures().workers[0].pid
+            flow("  broken: [\n")
+            for times in (1, 2, 3):
+                supervisor.restart()
+                while told.times < times:
+                    await asyncio.sleep(0.01)
+            worker = supervisor.figures().workers[0]
+            assert (worker.pid, worker.state, worker.restarts) == (pid, "running", 0)
+            supervisor.stop()
+            outcome = await running
+    finally:
+        logger.removeHandler(told)
+    assert outcome.error == ""
+
+
+STAGES = """
+  t: {{use: "work:ticks"}}
+  double: {{map: "work:double"{double}}}
+  out: {{use: "null", stage: work, order: none}}
+{routes}"""
+
+
+@pytest.mark.parametrize(
+    ("double", "routes", "told"),
+    [
+        (", stage: more, order: none", "", "the stages have changed"),
+        ("", "routes: [t -> double, t -> out, double -> out]\n", "the routes between the stages have changed"),
+    ],
+)
+def test_a_flow_file_with_other_stages_is_refused_by_a_restart(
+    furcula: Any, flow: Any, double: str, routes: str, told: str
+) -> None:
+    run = furcula("run", flow(STAGES.format(double="", routes="")), "--processes", "1", "--hung-after", "30s")
+    run.until("is ready", 2)
+    flow(STAGES.format(double=double, routes=routes))
+    run.send(signal.SIGHUP)
+    reason = run.until("could not be replaced: (.*)")[0]
+    assert f"{told} since the run was started" in reason
+    assert "stop the run and start it anew" in reason
+    flow(STAGES.format(double="", routes=""))
+    run.send(signal.SIGHUP)
+    run.until("all workers have been restarted")
     assert run.end(signal.SIGTERM) == 0

@@ -18,7 +18,7 @@ from tests.workers.running import FUNCTIONS, wait_until
 
 from furcula import sockets
 from furcula.sockets import Wanted
-from furcula.workers.doors import Doors
+from furcula.workers.doors import Doors, door_of
 
 NOTE = '  note: {use: "work:note"}\n  out: {use: "null"}\n'
 
@@ -123,6 +123,18 @@ def test_a_port_that_is_in_use_is_told_as_without_workers(furcula: Any, flow: An
     run.end()
 
 
+def test_two_modules_that_want_the_same_port_are_told_so_as_without_workers(furcula: Any, flow: Any) -> None:
+    port = free_port()
+    listening = "".join(f"  {name}: {{use: tcp.listen, with: {{address: {port}}}}}\n" for name in ("one", "two"))
+    run = furcula(
+        "run", flow(f'{listening}  out: {{use: "null"}}\nroutes: [one -> out, two -> out]\n'), "--processes", "2"
+    )
+    told = run.until(r"main/0 died \(process \d+\): (.*);")[0]
+    assert f"cannot listen on 127.0.0.1:{port}: it is in use; stop what listens there" in told
+    run.send(signal.SIGTERM)
+    run.end()
+
+
 # ------------------------------------------------------------------ systemd's socket activation
 
 #: Does what systemd does: opens a socket, makes it number 3, says so, and becomes the program.
@@ -202,7 +214,11 @@ async def test_workers_that_ask_at_once_for_any_free_port_are_given_the_same_one
     doors = Doors()
     for kind in ("udp", "tcp"):
         wanted = Wanted("in", kind, "127.0.0.1", 0)
-        given = [made for some in await asyncio.gather(*(doors.sockets(wanted) for _ in range(4))) for made in some]
+        given = [
+            made
+            for some in await asyncio.gather(*(doors.sockets(door_of(None, wanted)) for _ in range(4)))
+            for made in some
+        ]
         try:
             assert len(given) == 4
             assert len({made.getsockname() for made in given}) == 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from furcula.cli.cluster import access_options, reached
-from furcula.cli.command import FAILED, INTERRUPTED, REFUSED, Command, ending, say
+from furcula.cli.command import FAILED, INTERRUPTED, REFUSED, Command, ending
 from furcula.cli.target import open_flow
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ __all__ = ["run"]
 REFRESH_S = 0.25
 #: Seconds between two words to systemd on how many events there were.
 STATUS_S = 10.0
+#: The least for --hung-after: workers speak once a second, and a busy one may be late.
+LEAST_SILENCE_S = 3.0
 
 
 @click.command(cls=Command)
@@ -43,7 +45,9 @@ STATUS_S = 10.0
 @click.option("--pid-file", type=click.Path(dir_okay=False), help="Write the number of the process here.")
 @click.option("--background", is_flag=True, help="Return when it runs; it goes on. Needs --log-file.")
 @click.option("--log-file", type=click.Path(dir_okay=False), help="Log into this file.")
-@click.option("--hung-after", metavar="TIME", help="Kill a worker that says nothing for so long. Default: 30s.")
+@click.option(
+    "--hung-after", metavar="TIME", help="Kill a worker that is silent for so long: 3s or more. Default: 30s."
+)
 def run(
     flow: str,
     overrides: tuple[str, ...],
@@ -70,7 +74,11 @@ def run(
     often. 2: the flow as written cannot run. 130: it was ended by a second signal.
     """
     deadline_s = _seconds("--deadline", deadline)
-    hung_after_s = _seconds("--hung-after", hung_after or "30s")
+    hung_after_s = _seconds("--hung-after", "30s" if hung_after is None else hung_after)
+    if hung_after_s < LEAST_SILENCE_S:
+        least = f"{LEAST_SILENCE_S:g}s"
+        reason = f"workers speak once a second, so healthy ones would be killed; give {least} or more"
+        raise ending(f"--hung-after: {hung_after} is too short: {reason}", REFUSED)
     if background and log_file is None:
         raise ending("--background needs --log-file: nobody would see what is logged", REFUSED)
     if background and live:
@@ -86,7 +94,7 @@ def run(
             logging.getLogger("furcula.flow").warning("%s: %s", found.name, warning)
     in_stages = place["url"] is not None or (processes is not None and len(stages) > 1)
     counts = _counts(processes, [stage] if stage is not None else stages if in_stages else stages[:1])
-    if sum(counts.values()) > 1 or pid_file or background or log_file or hung_after:
+    if sum(counts.values()) > 1 or pid_file or background or log_file or hung_after is not None:
         from furcula.cli.workers import Supervision, settings_of, supervised
 
         supervised(
@@ -115,22 +123,26 @@ def run(
             statistics, forced = _run(
                 lambda: _stage_director(found, stage or stages[0], access, label, deadline_s), profile, shows
             )
-    say(_report(statistics))
+    _say_how(statistics)
     if forced:
         raise ending("ended at once by a second signal", INTERRUPTED)
 
 
 def _counts(processes: str | None, stages: list[str]) -> dict[str, int]:
     """How many workers of each stage: `4`, or `main=1,enrich=4`."""
-    said = processes or "1"
-    if said.isdecimal():
+    said = "1" if processes is None else processes.strip()
+    if not said or said.isdecimal():
         return dict.fromkeys(stages, _count(said))
     counts = dict.fromkeys(stages, 1)
+    seen: set[str] = set()
     for part in said.split(","):
         name, equals, number = part.strip().partition("=")
         if not equals or name not in counts:
             known = ", ".join(f"{one}=N" for one in stages)
             raise ending(f"--processes: {part.strip()!r} is neither a number nor one of {known}", REFUSED)
+        if name in seen:
+            raise ending(f"--processes: {name} is given twice", REFUSED)
+        seen.add(name)
         counts[name] = _count(number)
     return counts
 
@@ -182,7 +194,7 @@ def _run(make: Callable[[], Director], profile: str | None, live: bool) -> tuple
         return run_in_new_loop(_run_watched(make, live))
     except SourceFailed as error:
         if error.statistics is not None:
-            say(_report(error.statistics))
+            _say_how(error.statistics)
         raise ending(f"{error}{_place_of(error)}", FAILED) from error
     finally:
         if profiler is not None:
@@ -258,7 +270,8 @@ async def _tell_systemd(director: Director) -> None:
             systemd.stopping("ending")
 
 
-def _report(statistics: Statistics) -> str:
+def _say_how(statistics: Statistics) -> None:
     from furcula.cli.figures import report
+    from furcula.cli.workers import say_report
 
-    return report(statistics)
+    say_report(report(statistics))

@@ -29,17 +29,17 @@ def stop(pid_file: str, force: bool, within: str) -> None:
     Exit code 0: it has ended. 1: there is no such run, or it goes on still.
     """
     from furcula.options import Duration
-    from furcula.workers.pid_file import is_alive, read_pid
+    from furcula.workers.pid_file import is_alive, running_pid
 
     try:
         within_s = float(Duration(within))
     except ValueError as error:
         raise ending(f"--within: {error}", REFUSED) from None
-    pid = read_pid(pid_file)
-    if not is_alive(pid):
-        raise ending(f"{pid_file} names process {pid}, which is not there any more", FAILED)
+    pid = running_pid(pid_file)
     try:
         os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:  # it has just ended
+        return
     except PermissionError:
         raise ending(f"process {pid} belongs to another user", FAILED) from None
     now = time.monotonic()

@@ -13,13 +13,16 @@ import msgspec
 
 from furcula.cli.cluster import reached
 from furcula.cli.command import FAILED, INTERRUPTED, ending, say
+from furcula.errors import FurculaError
 
 if TYPE_CHECKING:
     from furcula.run import Flow
     from furcula.workers.supervisor import Outcome, Supervisor
     from furcula.workers.worker import Worker
 
-__all__ = ["Supervision", "settings_of", "supervised"]
+__all__ = ["Supervision", "say_report", "settings_of", "supervised"]
+
+_log = logging.getLogger("furcula.workers")
 
 #: Seconds between two looks at the workers' figures. They say them once a second.
 _REFRESH_S = 0.5
@@ -92,6 +95,7 @@ def _run_joined(told: Supervision, flow: Flow, on_ready: Any) -> Outcome:
     """With what joins the stages, where there are several."""
     from furcula.engine.parts import stage_order
     from furcula.engine.plan import plan
+    from furcula.workers.child import cut_names
     from furcula.workers.worker import Worker
 
     workers = [
@@ -106,7 +110,7 @@ def _run_joined(told: Supervision, flow: Flow, on_ready: Any) -> Outcome:
     if not told.stages:
         return _run(told, workers, None, on_ready)
     with tempfile.TemporaryDirectory(prefix="furcula-", dir=_short_folder()) as folder:
-        told.settings.update(lines=folder, counts=told.workers)
+        told.settings.update(lines=folder, counts=told.workers, cuts=cut_names(flow))
         return _run(told, workers, stage_order(flow, plan(flow)), on_ready)
 
 
@@ -123,8 +127,12 @@ def _run(told: Supervision, workers: list[Worker], order: list[list[str]] | None
     from furcula.workers.supervisor import Policy, Supervisor
 
     def reopen() -> None:
-        if told.log_file is not None:
+        if told.log_file is None:
+            return
+        try:
             log_into(told.log_file, stdout=told.background)
+        except FurculaError as error:
+            _log.error("%s; the log goes on where it was", error, extra={"flow": told.name})
 
     supervisor = Supervisor(
         told.name,
@@ -170,7 +178,13 @@ def _say_how(outcome: Outcome) -> None:
     lines = [report(figures.statistics), "", *worker_lines(figures.workers)]
     if figures.lost:
         lines += ["", *(f"lost: {lost}" for lost in figures.lost)]
-    say("\n".join(lines))
+    say_report("\n".join(lines))
+
+
+def say_report(text: str) -> None:
+    """Print it. What was done is done, also if nobody can be told."""
+    with contextlib.suppress(OSError):
+        say(text)
 
 
 def settings_of(flow: str, overrides: tuple[str, ...], deadline_s: float, profile: str | None) -> dict[str, Any]:

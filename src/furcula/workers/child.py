@@ -23,6 +23,8 @@ from typing import Any, Final
 from furcula.config.target import opened
 from furcula.engine.director import Director
 from furcula.engine.loop import run_in_new_loop
+from furcula.engine.parts import cuts
+from furcula.engine.plan import plan
 from furcula.engine.statistics import Statistics
 from furcula.errors import ConfigurationError, FurculaError, SourceFailed, Stopped
 from furcula.flow import FlowGraph
@@ -33,7 +35,7 @@ from furcula.workers.line import DOWN, Frames, Line, receive, send
 from furcula.workers.log import log_as
 from furcula.workers.worker import Answer, Ask, Beat, Begin, Cease, Drain, Finished, Force, Ready, Start, Worker
 
-__all__ = ["director_of", "main"]
+__all__ = ["cut_names", "director_of", "main"]
 
 _log = logging.getLogger("furcula.workers")
 
@@ -63,11 +65,33 @@ def director_of(flow: FlowGraph, worker: Worker, settings: dict[str, Any]) -> Di
     held = singles(flow, worker) if worker.index > 0 or worker.replacing else frozenset()
     if settings.get("lines") is None:
         return Director(flow, deadline=deadline_s, held=held)
+    _same_stages(flow, settings)
     from furcula.workers.lines import Lines
 
     stage = worker.stage or MAIN
     joints = Lines(Path(settings["lines"]), stage, worker.index, settings["counts"])
     return Director(flow, deadline=deadline_s, stage=stage, joints=joints, held=held)
+
+
+def _same_stages(flow: FlowGraph, settings: dict[str, Any]) -> None:
+    """The workers beside this one, and their supervisor, go by the stages as they were when the run was started.
+
+    Raises:
+        ConfigurationError: The flow has others by now.
+    """
+    stages = {place.stage for place in flow.places.values()}
+    if stages == set(settings["counts"]) and cut_names(flow) == settings["cuts"]:
+        return
+    what = "stages have" if stages != set(settings["counts"]) else "routes between the stages have"
+    raise ConfigurationError(
+        f"the {what} changed since the run was started, and the other workers know the old ones; stop the run and "
+        f"start it anew"
+    )
+
+
+def cut_names(flow: FlowGraph) -> list[str]:
+    """The routes between the stages, in words."""
+    return sorted(f"{cut.from_stage} -> {cut.to_stage}: {cut.name}" for cut in cuts(flow, plan(flow)).values())
 
 
 def sources(flow: FlowGraph, worker: Worker) -> frozenset[str]:
@@ -167,6 +191,10 @@ class _Body:
         self._ceasing = False
         self._signalled = False
         self._broke = ""
+        #: The sources that had ended in the worker whose place this is, and those that had here when it was to stop.
+        self._over_before: frozenset[str] = frozenset()
+        self._over_at_stop: frozenset[str] | None = None
+        self._is_over = False
 
     def run(self) -> Finished:
         code, error = 0, ""
@@ -191,7 +219,8 @@ class _Body:
             code, error = _FAILED, self._broke
         if not code and self._director is not None and self._director.forced:
             code = _INTERRUPTED
-        return Finished(code, statistics, error, self._signalled)
+        over = self._over(self._director) if self._director is not None else frozenset()
+        return Finished(code, statistics, error, self._signalled, over)
 
     async def _serve(self, flow: FlowGraph) -> Statistics:
         HANDING.set(self)
@@ -223,10 +252,11 @@ class _Body:
                 ready = True
                 line.send(Ready(is_idle(director.flow, self._worker)))
                 said = 0.0
+            self._end_if_over(director)
             ended = self._sources_ended(director)
             if (now - said >= BEAT_S or self._ceasing or (ended and not told)) and not line.busy:
                 said, told = now, ended
-                line.send(Beat(director.statistics(), ended))
+                line.send(Beat(director.statistics(), ended, self._over(director)))
             await asyncio.sleep(_LOOK_S if not ready else _OFTEN_S if self._in_stages else BEAT_S)
 
     @property
@@ -235,12 +265,25 @@ class _Body:
 
     def _sources_ended(self, director: Director) -> bool:
         """A stage does not end by itself: others may still send to it."""
-        if not self._in_stages:
-            return False
+        return self._in_stages and self._all_over(director)
+
+    def _all_over(self, director: Director) -> bool:
         mine = sources(director.flow, self._worker)
         if self._worker.index:
             mine -= singles(director.flow, self._worker)
-        return bool(mine) and mine <= director.sources_ended
+        return bool(mine) and mine <= director.sources_ended | self._over_before
+
+    def _over(self, director: Director) -> frozenset[str]:
+        """The sources that have given all they have, not those that were told to stop."""
+        if self._over_at_stop is not None:
+            return self._over_at_stop
+        return self._over_before | director.sources_ended
+
+    def _end_if_over(self, director: Director) -> None:
+        """The flow would wait for the sources that are over and were not begun again."""
+        if self._over_before and not self._is_over and not self._in_stages and self._all_over(director):
+            self._is_over = True
+            self._keep(asyncio.ensure_future(director.drain()))
 
     # ------------------------------------------------------------------ what it is told
 
@@ -251,17 +294,21 @@ class _Body:
                 self.grace_s = message.grace_s
                 self._stop(message.deadline_s)
             case Cease():
+                self._over_at_stop = self._over(self._director)
                 self._ceasing = True
                 self._keep(asyncio.ensure_future(self._director.cease()))
             case Force():
                 self._force()
             case Begin():
+                if not self._worker.index:
+                    self._over_before = message.over & singles(self._director.flow, self._worker)
                 self._keep(asyncio.ensure_future(self._begin(self._director)))
             case Answer():
                 self._answered(message, sockets)
 
     def _stop(self, deadline_s: float | None) -> None:
         assert self._director is not None
+        self._over_at_stop = self._over(self._director)
         self._stopping = True
         stopping = self._director.drain() if deadline_s is None else self._director.stop(deadline_s)
         self._keep(asyncio.ensure_future(stopping))
@@ -276,7 +323,7 @@ class _Body:
         if self._worker.index or self._settings.get("cluster") is not None:
             return
         try:
-            for name in sorted(singles(director.flow, self._worker)):
+            for name in sorted(singles(director.flow, self._worker) - self._over_before):
                 await director.begin(name)
         except Stopped:
             pass

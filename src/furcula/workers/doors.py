@@ -12,7 +12,33 @@ import msgspec
 
 from furcula.sockets import Wanted, activated, bound, is_activated, ported
 
-__all__ = ["Doors"]
+__all__ = ["Door", "Doors", "door_of"]
+
+
+class Door(msgspec.Struct, frozen=True):
+    """What is opened once.
+
+    Attributes:
+        stage: The workers of this stage share it; those of another one would take what is not for them.
+        wanted: What is to be opened. The module has no name where the address says it all: one that has another name
+            by now, in a new flow file, takes what the old one had.
+    """
+
+    stage: str | None
+    wanted: Wanted
+
+    @property
+    def is_exclusive(self) -> bool:
+        """Two modules of one process cannot both have it."""
+        return not self.wanted.module and self.wanted.kind in ("tcp", "unix")
+
+
+def door_of(stage: str | None, wanted: Wanted) -> Door:
+    """Where a module of this stage listens."""
+    anywhere = wanted.kind in ("tcp", "udp") and not wanted.port
+    if anywhere or wanted.kind == "udp" or wanted.reuse_port or is_activated(wanted):
+        return Door(stage, wanted)
+    return Door(stage, msgspec.structs.replace(wanted, module=""))
 
 
 class Doors:
@@ -23,22 +49,23 @@ class Doors:
     """
 
     def __init__(self) -> None:
-        self._open: dict[Wanted, asyncio.Future[list[socket.socket]]] = {}
+        self._open: dict[Door, asyncio.Future[list[socket.socket]]] = {}
         #: What `port: 0` has become for UDP.
         self._ports: dict[Wanted, Wanted] = {}
         self._binding = asyncio.Lock()
 
-    async def sockets(self, wanted: Wanted) -> list[socket.socket]:
+    async def sockets(self, door: Door) -> list[socket.socket]:
         """For one worker; the caller closes them once they are sent.
 
         Raises:
             OSError: They cannot be had.
         """
+        wanted = door.wanted
         if wanted.kind == "udp" and not is_activated(wanted):
             return await self._datagrams(wanted)
-        opened = self._open.get(wanted)
+        opened = self._open.get(door)
         if opened is None or (opened.done() and opened.exception() is not None):
-            opened = self._open[wanted] = asyncio.ensure_future(_opened(wanted))
+            opened = self._open[door] = asyncio.ensure_future(_opened(wanted))
         return [made.dup() for made in await asyncio.shield(opened)]
 
     async def _datagrams(self, wanted: Wanted) -> list[socket.socket]:
@@ -48,17 +75,17 @@ class Doors:
             self._ports[wanted] = ported(wanted, made[0])
             return made
 
-    def keep(self, used: Iterable[Wanted]) -> None:
+    def keep(self, used: Iterable[Door]) -> None:
         """Close what is not among these: a client who came there would wait for ever."""
         kept = set(used)
-        for wanted in [wanted for wanted, opened in self._open.items() if wanted not in kept and opened.done()]:
-            opened = self._open.pop(wanted)
-            if opened.exception() is None:
+        for door in [door for door, opened in self._open.items() if door not in kept and opened.done()]:
+            opened = self._open.pop(door)
+            if not opened.cancelled() and opened.exception() is None:
                 for made in opened.result():
                     made.close()
-                if wanted.kind == "unix":
+                if door.wanted.kind == "unix":
                     with contextlib.suppress(OSError):
-                        os.unlink(wanted.host)
+                        os.unlink(door.wanted.host)
 
     def close(self) -> None:
         for opened in self._open.values():

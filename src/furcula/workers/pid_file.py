@@ -9,20 +9,20 @@ from pathlib import Path
 
 from furcula.errors import FurculaError
 
-__all__ = ["PidFile", "is_alive", "read_pid"]
+__all__ = ["PidFile", "is_alive", "read_pid", "running_pid"]
 
 
 class PidFile:
     """The file, for the time of the block.
 
-    It is locked too: the lock goes with its process, so a file that was left behind by a crash is known for stale even
-    if its number has been given to another process of ours since.
+    It is locked too: the lock goes with its process, so a file that was left behind by a crash is known for stale
+    whichever process has its number by now.
 
     Args:
         path: Its path.
 
     Raises:
-        FurculaError: The process that it names lives, or it cannot be written.
+        FurculaError: A process has it, or it cannot be written.
     """
 
     def __init__(self, path: str | Path):
@@ -49,9 +49,6 @@ class PidFile:
                 raise
             os.close(fd)  # whoever had it has just removed it
         try:
-            pid = _number(os.pread(fd, 32, 0))
-            if pid is not None and pid != os.getpid() and is_alive(pid):
-                raise self._refused(fd)
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         except BaseException:
@@ -77,8 +74,8 @@ class PidFile:
         pid = _number(os.pread(fd, 32, 0))
         who = f"process {pid}" if pid is not None else "another process"
         return FurculaError(
-            f"{self.path} says that it runs already, as {who}; end that with `furcula stop {self.path}`, choose "
-            f"another --pid-file, or remove the file if that process is something else"
+            f"{self.path} says that it runs already, as {who}; end that with `furcula stop {self.path}`, or choose "
+            f"another --pid-file"
         )
 
     def __exit__(self, *error: object) -> None:
@@ -104,6 +101,36 @@ def read_pid(path: str | Path) -> int:
     if pid is None:
         raise FurculaError(f"{path} has no process number in it")
     return pid
+
+
+def running_pid(path: str | Path) -> int:
+    """The process that a pid file names, and that has it locked.
+
+    Raises:
+        FurculaError: There is no such file, no number in it, or the process that wrote it has ended.
+    """
+    pid = read_pid(path)
+    if not _is_locked(path):
+        raise FurculaError(
+            f"{path} is stale: the run that wrote it has ended, and process {pid}, if there is one, is something else"
+        )
+    if not is_alive(pid):  # its workers have the lock until they end
+        raise FurculaError(f"{path} names process {pid}, which is not there any more")
+    return pid
+
+
+def _is_locked(path: str | Path) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise FurculaError(f"{path}: {error.strerror}: is there a run with this --pid-file?") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _number(text: bytes) -> int | None:

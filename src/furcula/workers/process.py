@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from furcula.engine.statistics import Statistics
-from furcula.sockets import Wanted
-from furcula.workers.doors import Doors
+from furcula.workers.doors import Door, Doors, door_of
 from furcula.workers.figures import Lost
 from furcula.workers.launch import Launch, in_words
 from furcula.workers.line import UP, Frames, Line
@@ -35,10 +36,11 @@ class Process:
         idle: It has no source of its own.
         finished: Its last words.
         ended: It runs one of several stages, and its sources have come to their end.
+        over: Its sources that have come to their end.
         beats: How often it has beaten.
         ends_by: The time of the loop at which it is killed; None: it may take its time.
         killed: Why it was killed, if we did it.
-        used: What it listens on.
+        used: What it listens on, and for which module.
         gone: Done when the process has ended.
     """
 
@@ -58,11 +60,12 @@ class Process:
         self.statistics: Statistics | None = None
         self.finished: Finished | None = None
         self.ended = False
+        self.over: frozenset[str] = frozenset()
         self.beats = 0
         self.draining = False
         self.ends_by: float | None = None
         self.killed = ""
-        self.used: set[Wanted] = set()
+        self.used: dict[Door, str] = {}
         self.began = self.heard = loop.time()
         self.has_beaten = False
         self.gone: asyncio.Future[int] = loop.create_future()
@@ -104,21 +107,27 @@ class Process:
             case Beat():
                 self.has_beaten = True
                 self.beats += 1
-                self.ended = message.ended
+                self.ended, self.over = message.ended, message.over
                 if message.statistics is not None:
                     self.statistics = message.statistics
             case Finished():
                 self.finished = message
                 self.statistics = message.statistics or self.statistics
+                # A source that has failed may have more luck in another process.
+                self.over = frozenset() if message.code else message.over
             case Ask():
-                self.used.add(message.wanted)
                 task = self._loop.create_task(self._give(message))
                 self._asking.add(task)
                 task.add_done_callback(self._asking.discard)
 
     async def _give(self, ask: Ask) -> None:
+        wanted = ask.wanted
+        door = door_of(self.worker.stage, wanted)
         try:
-            given = await self._doors.sockets(ask.wanted)
+            if door.is_exclusive and self.used.setdefault(door, wanted.module) != wanted.module:
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+            self.used[door] = wanted.module
+            given = await self._doors.sockets(door)
         except OSError as error:
             self._line.send(Answer(ask.number, errno=error.errno or 0, error=error.strerror or str(error)))
             return

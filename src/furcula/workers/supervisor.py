@@ -21,7 +21,7 @@ import msgspec
 from furcula.engine.statistics import Statistics, summed
 from furcula.graph import MAIN
 from furcula.workers import systemd
-from furcula.workers.doors import Doors
+from furcula.workers.doors import Door, Doors
 from furcula.workers.figures import Lost, RunFigures, WorkerFigures
 from furcula.workers.launch import Launch
 from furcula.workers.process import Process
@@ -96,13 +96,22 @@ class _Seat:
         self.worker = worker
         self.process: Process | None = None
         self.replacement: Process | None = None
+        #: It has none now, and gets one when this comes.
         self.restarting: asyncio.TimerHandle | None = None
+        #: What its last process listened on.
+        self.used: set[Door] = set()
         self.done = False
         self.restarts = 0
         self.deaths: deque[float] = deque()
         self.pause_s = pause_s
         self.past: list[Statistics] = []
         self.told: set[str] = set()
+
+    def rest(self) -> None:
+        """Start it no more by itself."""
+        if self.restarting is not None:
+            self.restarting.cancel()
+            self.restarting = None
 
 
 class Supervisor:
@@ -196,6 +205,9 @@ class Supervisor:
                 if task is not None:
                     task.cancel()
                     await asyncio.wait([task])
+            self._stopping = True
+            for seat in self._seats:
+                seat.rest()
             for process in self._alive():  # only if something broke
                 process.kill("the supervisor ended")
             while self._alive():
@@ -285,7 +297,7 @@ class Supervisor:
         if is_replacement:
             seat.replacement = None
         if process is seat.process:
-            seat.process = None
+            seat.process, seat.used = None, set(process.used)
         if process.draining:
             if process.ended_as_told or self._forced:
                 _log.info("%s ended", process.name, extra={"flow": self.name})
@@ -310,6 +322,9 @@ class Supervisor:
         if self._stopping:
             _log.error("%s ended: %s", process.name, reason, extra={"flow": self.name})
             return
+        if seat.process is not None:  # it was to take the place of one that is well
+            _log.error("%s died (process %d): %s", process.name, process.pid, reason, extra={"flow": self.name})
+            return
         seat.deaths.append(now)
         while seat.deaths[0] < now - policy.window_s:
             seat.deaths.popleft()
@@ -320,7 +335,7 @@ class Supervisor:
             times = f"{len(seat.deaths)} times within {policy.window_s:g} s"
             self._give_up(f"{process.name} died {times}; the last time: {reason}")
             return
-        if seat.process is not None or seat.replacement is not None:  # the other of the two takes its place
+        if seat.replacement is not None:  # that takes its place
             _log.error("%s died (process %d): %s", process.name, process.pid, reason, extra={"flow": self.name})
             return
         if now - process.began > policy.settled_after_s:
@@ -364,16 +379,20 @@ class Supervisor:
             here = [seat.process for seat in self._seats if not seat.done]
             over = all(one is not None and one.is_ready and (one.idle or one.ended) for one in here)
             if over and any(one is not None and one.ended for one in here):
-                self._ending = True
-                self._drain_all(None)
+                self._end()
             return
         if not any(seat.done for seat in self._seats):
             return
         left = [seat for seat in self._seats if not seat.done]
         if all(seat.process is not None and seat.process.is_ready and seat.process.idle for seat in left):
-            self._ending = True
-            for process in alive:
-                process.drain(None)
+            self._end()
+
+    def _end(self) -> None:
+        """Nothing more comes: drain all workers, those too that a restart has just begun."""
+        self._ending = True
+        if self._rolling is not None:
+            self._rolling.cancel()
+        self._drain_all(None)
 
     # ------------------------------------------------------------------ its end
 
@@ -402,8 +421,7 @@ class Supervisor:
         if self._rolling is not None:
             self._rolling.cancel()
         for seat in self._seats:
-            if seat.restarting is not None:
-                seat.restarting.cancel()
+            seat.rest()
         self._drain_all(self.policy.deadline_s)
         self._check_end()
 
@@ -425,29 +443,44 @@ class Supervisor:
             for process in self._alive():
                 process.ends_within(limit_s + _CLEAN_UP_S)
         for group in order:
-            together = [process for process in self._alive() if (process.worker.stage or MAIN) in group]
+            seats = [seat for seat in self._seats if (seat.worker.stage or MAIN) in group]
             if len(group) > 1:
-                await self._at_rest(together, until)
+                await self._at_rest(seats, until)
+            together = await self._manned(seats)
             left_s = None if until is None else max(0.0, until - self._loop.time())
             for process in together:
                 process.drain(left_s, more_s=_CLEAN_UP_S)
             if together:
                 await asyncio.wait([process.gone for process in together])
 
-    async def _at_rest(self, together: Sequence[Process], until: float | None) -> None:
+    async def _manned(self, seats: Sequence[_Seat]) -> list[Process]:
+        """Their processes, once none of them waits for its restart. Within a deadline none does any more."""
+        while any(seat.restarting is not None for seat in seats):  # noqa: ASYNC110 -- a look now and then will do
+            await asyncio.sleep(_REST_S)
+        return [process for process in self._alive() if self._seat_of[process] in seats]
+
+    async def _at_rest(self, seats: Sequence[_Seat], until: float | None) -> None:
         """These send to each other: let their sources end, and wait until nothing is open in any of them."""
         assert self._loop is not None
-        for process in together:
-            process.send(Cease())
-        before: list[tuple[int, int]] = []
+        told: set[Process] = set()
+        before: list[tuple[int, int, int]] = []
         while until is None or self._loop.time() < until:
+            together = await self._manned(seats)  # one that dies meanwhile comes again, and must be told too
+            for process in together:
+                if process not in told:
+                    told.add(process)
+                    process.send(Cease())
             beats = [process.beats for process in together]
             while any(p.beats < n + 2 and not p.gone.done() for p, n in zip(together, beats, strict=True)):
                 await asyncio.sleep(_REST_S)
                 if until is not None and self._loop.time() >= until:
                     return
-            now = [(total.admitted, total.open) for p in together if p.statistics for total in (p.statistics.total,)]
-            if now == before and not any(count for _, count in now):
+            now = [
+                (p.pid, p.statistics.total.admitted, p.statistics.total.open)
+                for p in together
+                if p.statistics is not None and not p.gone.done()
+            ]
+            if now == before and not any(count for _, _, count in now):
                 return
             before = now
 
@@ -490,37 +523,56 @@ class Supervisor:
     async def _restart(self) -> None:
         _log.info("restarting %s, one by one", _counted(len(self._seats)), extra={"flow": self.name})
         systemd.reloading("restarting the workers, one by one")
+        try:
+            why = await self._replace_all()
+        finally:
+            self._doors.keep(self._used())
+        if why:
+            text = "%s; the restart was given up, and the workers that run go on"
+            _log.error(text, why, extra={"flow": self.name})
+        else:
+            _log.info("all workers have been restarted", extra={"flow": self.name})
+
+    def _used(self) -> set[Door]:
+        """What the workers listen on, or will again when they are restarted."""
+        used = {door for process in self._alive() for door in process.used}
+        return used | {door for seat in self._seats if seat.process is None and not seat.done for door in seat.used}
+
+    async def _replace_all(self) -> str:
+        """Returns why it could not be done."""
         for seat in self._seats:
             if seat.done:
                 continue
             why = await self._replace(seat)
             if why:
-                text = "%s could not be replaced: %s; the restart was given up, and the workers that run go on"
-                _log.error(text, seat.worker.name, why, extra={"flow": self.name})
-                return
-        used = {wanted for process in self._alive() for wanted in process.used}
-        self._doors.keep(used)
-        _log.info("all workers have been restarted", extra={"flow": self.name})
+                return f"{seat.worker.name} could not be replaced: {why}"
+        return ""
 
     async def _replace(self, seat: _Seat) -> str:
         """Returns why it could not be done."""
-        if seat.restarting is not None:
-            seat.restarting.cancel()
+        seat.rest()
         if seat.process is None:
             new = self._start(seat)
             return await self._until_ready(new)
+        old = seat.process
         new = self._start(seat, replacing=True)
         why = await self._until_ready(new)
-        old = seat.process
+        if seat.done:  # the old one has come to its end meanwhile, and there is nothing left to do in its place
+            if not why:
+                new.drain(self.policy.deadline_s, more_s=_CLEAN_UP_S)
+                await asyncio.wait([new.gone])
+            return ""
         if why:  # if the old one died meanwhile, a restart is on its way
             return why
         seat.process, seat.replacement = new, None
-        if old is not None:
+        over: frozenset[str] = frozenset()  # as after any death: the next one begins all sources again
+        if not old.gone.done():
             deadline_s = self.policy.deadline_s
             grace_s = min(self.policy.grace_s, deadline_s / 2)
             old.drain(deadline_s, grace_s=grace_s, more_s=_CLEAN_UP_S)
             await asyncio.wait([old.gone])
-        new.send(Begin())
+            over = old.over
+        new.send(Begin(over))
         return ""
 
     async def _until_ready(self, process: Process) -> str:

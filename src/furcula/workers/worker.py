@@ -66,10 +66,12 @@ class Beat(msgspec.Struct, frozen=True, tag=True):
 
     Attributes:
         ended: It is one of several stages, and all its sources have come to their end.
+        over: Its sources that have come to their end, by name.
     """
 
     statistics: Statistics | None = None
     ended: bool = False
+    over: frozenset[str] = frozenset()
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
@@ -87,12 +89,14 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
         statistics: All figures; None: there was no flow to count in.
         error: What went wrong, in a line or a few.
         signalled: It was ended by a signal from outside, which only its supervisor should have sent.
+        over: Its sources that had come to their end before it was told to stop, by name.
     """
 
     code: int = 0
     statistics: Statistics | None = None
     error: str = ""
     signalled: bool = False
+    over: frozenset[str] = frozenset()
 
 
 # ------------------------------------------------------------------ what is said to it
@@ -126,7 +130,13 @@ class Force(msgspec.Struct, frozen=True, tag=True):
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """The worker that this one replaces has gone: begin what only one process may run."""
+    """The worker that this one replaces has gone: begin what only one process may run.
+
+    Attributes:
+        over: But not these sources: they have given all that they have.
+    """
+
+    over: frozenset[str] = frozenset()
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -16,7 +17,7 @@ from furcula.errors import FurculaError
 from furcula.options import Duration
 from furcula.workers.background import Began, detached
 from furcula.workers.launch import Fork
-from furcula.workers.pid_file import PidFile, is_alive, read_pid
+from furcula.workers.pid_file import PidFile, is_alive, running_pid
 from furcula.workers.supervisor import Outcome, Policy, Supervisor
 from furcula.workers.worker import Worker
 
@@ -134,10 +135,8 @@ class ParallelServer:
             return
         if self._pid_file is None:
             raise FurculaError(f"{self._name} does not run in this process, and without pidlocation no other is known")
-        pid = read_pid(self._pid_file)
-        try:
+        pid = running_pid(self._pid_file)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(pid, signal.SIGTERM)
-        except ProcessLookupError:
-            raise FurculaError(f"{self._pid_file} names process {pid}, which is not there any more") from None
         while is_alive(pid):
             time.sleep(0.05)
