@@ -191,7 +191,7 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a flow's stages are joined by JetStream, where they run with `--cluster`.
 
     Args:
-        replicas: Servers that store each message. None: 3 on a cluster of three servers or more, else 1.
+        replicas: Servers that store each message, 1 to 5. None: 3 on a cluster of three servers or more, else 1.
         storage: `file`, or `memory` for what may be lost with the servers.
         max_messages: Messages that wait for one stage (each of many events) before those who send to it have to wait.
         max_bytes: Bytes that wait for one stage before those who send to it have to wait.
@@ -225,11 +225,18 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more")
+        if self.replicas is not None and self.replicas > 5:
+            raise ValueError("replicas must be 5 or fewer")
         if self.partitions > 1024:
             raise ValueError("partitions must be 1024 or fewer")
         for name in ("duplicate_window", "ack_wait", "lease", "delay", "max_delay", "dead_letters_for"):
             msgspec.structs.force_setattr(self, name, Duration(getattr(self, name)))
         msgspec.structs.force_setattr(self, "max_bytes", Size(self.max_bytes))
+        if self.max_bytes < 1:  # which the server would take for "as many as there are"
+            raise ValueError("max_bytes must be 1 or more")
+        for name in ("duplicate_window", "dead_letters_for"):
+            if getattr(self, name) < 0.1:
+                raise ValueError(f"{name} must be a tenth of a second or more")
         for name in ("ack_wait", "lease"):
             if getattr(self, name) < 0.5:
                 raise ValueError(f"{name} must be half a second or more")

@@ -35,6 +35,7 @@ def test_what_the_file_says_of_the_cluster_is_in_the_flow_and_is_written_again()
         ("lease: 0.1", "lease must be half a second or more"),
         ("storage: disk", "expected one of file, memory (given disk)"),
         ("partitions: 0", "partitions must be 1 or more"),
+        ("dead_letters_for: 0", "dead_letters_for must be a tenth of a second or more"),
     ],
 )
 def test_what_is_wrong_there_is_told_with_its_place(line: str, said: str) -> None:
@@ -42,6 +43,20 @@ def test_what_is_wrong_there_is_told_with_its_place(line: str, said: str) -> Non
         loads(FLOW + f"  {line}\n")
     assert said in str(raised.value)
     assert ":10:" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"duplicate_window": 0}, "duplicate_window must be a tenth of a second or more"),
+        ({"max_bytes": 0}, "max_bytes must be 1 or more"),
+        ({"replicas": 6}, "replicas must be 5 or fewer"),
+        ({"replicas": 0}, "replicas must be 1 or more"),
+    ],
+)
+def test_what_the_server_would_refuse_or_take_for_no_limit_is_refused(option: dict[str, int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Cluster(**option)  # type: ignore[arg-type]
 
 
 def test_a_stage_is_a_name() -> None:

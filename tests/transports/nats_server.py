@@ -26,7 +26,8 @@ class NatsServer(Server):
 
     def command(self) -> list[str]:
         found = program("nats-server", also=(Path(sys.executable).parent,))
-        js = f'jetstream {{ store_dir: "{self.folder}/js" }}' if self._jetstream else ""
+        # What streams set aside is no matter here: many flows share one server, and use next to nothing.
+        js = f'jetstream {{ store_dir: "{self.folder}/js", max_file_store: 1TB }}' if self._jetstream else ""
         configuration = self.folder / "nats.conf"
         configuration.write_text(f"host: 127.0.0.1\nport: {self.port}\n{js}\n{self._more}\n")
         return [found, "-c", str(configuration)]

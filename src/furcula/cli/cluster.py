@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["access_options", "access_to", "cluster", "reached"]
 
 _FLOW = click.argument("flow", metavar="FLOW")
+_HELD = "Sources admit nothing until `furcula cluster resume {flow}`."
 _STAGE = click.argument("stage", required=False, metavar="[STAGE]")
 
 
@@ -215,10 +216,19 @@ def drain(flow: str, within: str | None, **settings: Any) -> None:
     """Let all sources admit nothing, and wait until no stage has anything left. `resume` lets them go on."""
     from furcula.options import Duration
 
-    limit = None if within is None else float(Duration(within))
-    left = _operate(flow, settings, lambda operator: operator.drain(limit))
+    try:
+        limit = None if within is None else float(Duration(within))
+    except ValueError as error:
+        raise ending(f"--within: {error}", REFUSED) from None
+    try:
+        left = _operate(flow, settings, lambda operator: operator.drain(limit))
+    except KeyboardInterrupt:
+        say(_HELD.format(flow=flow))
+        raise
     if left:
-        raise ending(f"{left} message(s) are left", FAILED)
+        raise ending(
+            f"{left} left: messages that wait, or events in hand of a worker. {_HELD.format(flow=flow)}", FAILED
+        )
     say("drained: nothing waits, and nothing is in hand")
 
 
@@ -305,8 +315,9 @@ def show(flow: str, number: int, as_json: bool, **settings: Any) -> None:
 @access_options
 def replay(flow: str, numbers: tuple[int, ...], everything: bool, **settings: Any) -> None:
     """Send their events once more to the module that they failed on the way to, and remove the letters."""
-    count = _operate(flow, settings, lambda operator: _each(operator, numbers, everything, operator.replay))
-    say(f"{count} sent again")
+    _said(
+        _operate(flow, settings, lambda operator: _each(operator, numbers, everything, operator.replay)), "sent again"
+    )
 
 
 @dlq.command(cls=Command)
@@ -319,16 +330,31 @@ def discard(flow: str, numbers: tuple[int, ...], everything: bool, yes: bool, **
     """Throw them away, for good."""
     if everything and not yes:
         click.confirm("Throw away all dead letters?", abort=True, err=True)
-    count = _operate(flow, settings, lambda operator: _each(operator, numbers, everything, operator.drop))
-    say(f"{count} thrown away")
+    _said(_operate(flow, settings, lambda operator: _each(operator, numbers, everything, operator.drop)), "thrown away")
 
 
 async def _each(
     operator: Operator, numbers: tuple[int, ...], everything: bool, work: Callable[[int], Awaitable[None]]
-) -> int:
+) -> tuple[int, list[str]]:
+    """Do it to each; one that fails does not keep the others from it. Returns how many, and what failed."""
+    from furcula.errors import FurculaError
+
     if everything == bool(numbers):
         raise ending("give the ids of letters, or --all", REFUSED)
     wanted = list(numbers) or [one.number async for one in operator.letters()]
+    failed = []
     for number in wanted:
-        await work(number)
-    return len(wanted)
+        try:
+            await work(number)
+        except FurculaError as error:
+            failed.append(str(error))
+    return len(wanted) - len(failed), failed
+
+
+def _said(done: tuple[int, list[str]], what: str) -> None:
+    count, failed = done
+    for one in failed:
+        say(one)
+    say(f"{count} {what}")
+    if failed:
+        raise ending(f"{len(failed)} failed, and stay where they are", FAILED)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -132,9 +131,7 @@ class Claims:
             log.warning("%s of %s is another worker's now", name, self._key)
             self._forget(name)
             await self._leave(name)
-        workers = [beat for beat in self._members.alive(self._stage) if beat.state != "leaving" or beat.id == me]
-        fair = math.ceil(len(self._rows) / max(1, len(workers)))
-        room = fair - len(self.mine)
+        room, surplus = self._share(table)
         won: dict[str, tuple[Row, bool]] = {}
         for name in self._rows:
             row = table.get(name) or Row()
@@ -151,8 +148,35 @@ class Claims:
                 self.mine[name] = row.epoch
             self._untold.update(won)
         await self._tell()
-        for name in [name for name in self.mine if name not in self._leaving][max(fair - len(self._leaving), 0) :]:
-            self._aside(self.give_back(name))
+        if surplus:
+            for name in [name for name in self.mine if name not in self._leaving][-surplus:]:
+                self._aside(self.give_back(name))
+
+    def _share(self, table: dict[str, Row]) -> tuple[int, int]:
+        """How many rows we may take, and how many of ours are for others.
+
+        None has two more than another. Who has one more keeps it as long as nobody has two less, so that a row
+        does not pass because a worker has come that could have it as well.
+        """
+        me = self._members.id
+        workers = [beat.id for beat in self._members.alive(self._stage) if beat.state != "leaving" or beat.id == me]
+        counts = dict.fromkeys(workers, 0)
+        for name in self._rows:
+            row = table.get(name)
+            if row is not None and row.owner in counts:
+                counts[row.owner] += 1
+        counts[me] = len(self.mine)
+        low, high = len(self._rows) // len(workers), -(-len(self._rows) // len(workers))
+        free = len(self._rows) - sum(counts.values())
+        lacking = sum(max(0, low - count) for id, count in counts.items() if id != me)
+        room = max(low - counts[me], min(high - counts[me], free - lacking), 0)
+        # What is for others: all above the most that one may have; then one of each that has more than the least,
+        # in the order of their names, for as many as are lacking still.
+        above = {id: count - high for id, count in counts.items() if count > high}
+        lacking += max(0, low - counts[me]) - free - sum(above.values())
+        givers = sorted(id for id, count in counts.items() if min(count, high) > low)
+        surplus = above.get(me, 0) + (me in givers[: max(0, lacking)])
+        return room, max(0, surplus - len(self._leaving))
 
     async def _tell(self) -> None:
         """Let what was won begin."""

@@ -99,7 +99,10 @@ class Access(msgspec.Struct, frozen=True):
 
 def _split(url: str) -> tuple[str, str, Secret | None]:
     """The address without who we are, and who we are."""
-    parts = urlsplit(url if "//" in url else f"nats://{url}")
+    try:
+        parts = urlsplit(url if "//" in url else f"nats://{url}")
+    except ValueError as error:
+        raise ConfigurationError(f"the address of the cluster cannot be read: {error}") from None
     try:
         port = parts.port or 4222
     except ValueError:
@@ -145,6 +148,11 @@ class Client:
         """How many servers the cluster has."""
         known = {*self.nats._server_info.get("connect_urls", ())}
         return max(1, len(known))
+
+    @property
+    def clustered(self) -> bool:
+        """Is the server one of several, though the others may be away?"""
+        return bool(self.nats._server_info.get("cluster"))
 
     @property
     def max_body(self) -> int:
@@ -256,7 +264,9 @@ async def tried(client: Client, ask: Callable[[], Awaitable[T]], *, for_s: float
             raise
         except nats.js.errors.APIError as error:
             # 10008: choosing a leader; 10074, 10005: too few servers are there as yet.
-            if error.err_code not in (10008, 10074, 10005, 10077) or loop.time() >= deadline:
+            code = getattr(error, "err_code", None)
+            comes = code in (10008, 10005, 10077) or (code == 10074 and client.clustered)
+            if not comes or loop.time() >= deadline:
                 raise
         except BROKEN as error:
             if loop.time() >= deadline:

