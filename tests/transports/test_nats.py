@@ -206,7 +206,8 @@ async def test_credentials_are_shown_to_the_server_and_to_nobody_else(tmp_path: 
         with pytest.raises(FurculaError) as caught:
             await bad.open()
         assert "127.0.0.1" in str(caught.value)
-        assert "uthorization" in str(caught.value)
+        # The server says why and hangs up; on a busy machine the hanging up may be seen first.
+        assert "uthorization" in str(caught.value) or "onnection" in str(caught.value).partition(" s: ")[2]
         assert "wrong-secret" not in repr(caught.value)
         await bad.close()
     finally:
