@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-LIMIT_S = 20
+LIMIT_S = 45
 
 FUNCTIONS = """
 import asyncio
