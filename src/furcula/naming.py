@@ -14,7 +14,7 @@ import msgspec
 
 from furcula.options import Secret
 
-__all__ = ["MAIN", "ImportName", "encode_arguments", "import_name", "import_path", "secret_back"]
+__all__ = ["MAIN", "ImportName", "encode_arguments", "import_name", "import_path", "names_of", "secret_back"]
 
 #: The module that Python was started with.
 MAIN = "__main__"
@@ -57,7 +57,7 @@ def import_name(subject: Any) -> ImportName:
         raise ValueError("is a lambda, which has no name: write it as a function with `def` in a module")
     if "<locals>" in name:
         raise ValueError("is defined inside a function: move it to the top of its module")
-    if not _is_at(subject, name, _names_of(subject, module)):
+    if not _is_at(subject, name, names_of(subject, module)):
         raise ValueError(f"is not what {module}:{name} stands for: give it under the name that it has in its module")
     if module == MAIN:
         return _of_main(name)
@@ -75,7 +75,7 @@ def _is_at(subject: Any, name: str, names: Mapping[str, Any]) -> bool:
     return same or (inspect.ismethod(subject) and inspect.ismethod(found) and bool(found == subject))
 
 
-def _names_of(subject: Any, module: str) -> Mapping[str, Any]:
+def names_of(subject: Any, module: str) -> Mapping[str, Any]:
     """The names of the module that `subject` was made in, which need not be the one now imported under its name."""
     candidates = [subject, *vars(subject).values()] if isinstance(subject, type) else [subject]
     for candidate in candidates:

@@ -202,12 +202,12 @@ async def test_credentials_are_shown_to_the_server_and_to_nobody_else(tmp_path: 
         await good.open()
         await good.publish("news", b"x")
         await good.close()
-        bad = NatsTransport(server.url, user="tester", password=Secret("wrong-secret"), connect_timeout=Duration(2))
+        # The server says why and hangs up. Where the hanging up is seen first, another try is made; the reason ends it.
+        bad = NatsTransport(server.url, user="tester", password=Secret("wrong-secret"), connect_timeout=Duration(20))
         with pytest.raises(FurculaError) as caught:
             await bad.open()
         assert "127.0.0.1" in str(caught.value)
-        # The server says why and hangs up; on a busy machine the hanging up may be seen first.
-        assert "uthorization" in str(caught.value) or "onnection" in str(caught.value).partition(" s: ")[2]
+        assert "uthorization" in str(caught.value)
         assert "wrong-secret" not in repr(caught.value)
         await bad.close()
     finally:

@@ -265,31 +265,33 @@ class Leaving:
         """Messages of events that came in none: they are sent once, and the id is for asking again."""
         return self._loads(batch, [event.carrier() for event in batch], lambda _, __: os.urandom(12).hex())
 
-    def _loads(self, batch: Batch, carriers: list[Carrier | None], id: Callable[[list[str], bytes], str]) -> list[Load]:
+    def _loads(
+        self, batch: Batch, carriers: list[Carrier | None], id_of: Callable[[list[str], bytes], str]
+    ) -> list[Load]:
         try:
             body = msgspec.msgpack.encode(Parcel(self.cut.name, encode_events(batch)))
         except (ValueError, TypeError, RecursionError):
-            return self._without_unsendable(batch, carriers, id)
+            return self._without_unsendable(batch, carriers, id_of)
         most = min(self._client.max_body, int(self._layout.options.max_bytes) - 4096)
         if len(body) <= most:
-            return [Load(id([event.id for event in batch], body), body, carriers)]
+            return [Load(id_of([event.id for event in batch], body), body, carriers)]
         if len(batch) == 1:
             error = InputError(f"the event has {len(body)} bytes, and a message of the cluster at most {most}")
             self.refused(batch, carriers, [error])
             return []
         half = len(batch) // 2
-        return self._loads(batch[:half], carriers[:half], id) + self._loads(batch[half:], carriers[half:], id)
+        return self._loads(batch[:half], carriers[:half], id_of) + self._loads(batch[half:], carriers[half:], id_of)
 
     def _without_unsendable(
-        self, batch: Batch, carriers: list[Carrier | None], id: Callable[[list[str], bytes], str]
+        self, batch: Batch, carriers: list[Carrier | None], id_of: Callable[[list[str], bytes], str]
     ) -> list[Load]:
         good, _, refused = sendable(batch)
 
-        bad = {builtin_id(event): error for event, error in refused}
-        kept = [carrier for event, carrier in zip(batch, carriers, strict=True) if builtin_id(event) not in bad]
-        gone = [(event, carrier) for event, carrier in zip(batch, carriers, strict=True) if builtin_id(event) in bad]
-        self.refused([event for event, _ in gone], [c for _, c in gone], [bad[builtin_id(event)] for event, _ in gone])
-        return self._loads(good, kept, id) if good else []
+        bad = {id(event): error for event, error in refused}
+        kept = [carrier for event, carrier in zip(batch, carriers, strict=True) if id(event) not in bad]
+        gone = [(event, carrier) for event, carrier in zip(batch, carriers, strict=True) if id(event) in bad]
+        self.refused([event for event, _ in gone], [c for _, c in gone], [bad[id(event)] for event, _ in gone])
+        return self._loads(good, kept, id_of) if good else []
 
     def refused(self, batch: Batch, carriers: list[Carrier | None], errors: list[Exception]) -> None:
         """These cannot leave: they fail where they came from."""
@@ -518,6 +520,3 @@ def returned(carrier: Carrier | None, stored: str = "") -> None:
     back = getattr(carrier, "back", None)
     if back is not None:
         back(stored)
-
-
-builtin_id = id

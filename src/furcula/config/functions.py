@@ -13,13 +13,14 @@ import importlib.util
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from furcula.errors import ConfigurationError, nearest
+from furcula.naming import names_of
 
 __all__ = ["find", "importable", "is_name", "name_of"]
 
@@ -155,20 +156,10 @@ def name_of(subject: Any) -> str | None:
     if not isinstance(module, str) or not isinstance(qualname, str) or module == "__main__":
         return None
     first, *rest = qualname.split(".")
-    found: Any = _namespace(subject, module).get(first)
+    found: Any = names_of(subject, module).get(first)
     for part in rest:
         found = getattr(found, part, None)
     # A decorated function's name stands for its place in the flow that decorated it.
     if found is subject or getattr(found, "subject", None) is subject:
         return f"{module}:{qualname}"
     return None
-
-
-def _namespace(subject: Any, module: str) -> Mapping[str, Any]:
-    """The names of the module that `subject` was made in, which need not be the one now imported under its name."""
-    candidates = [subject, *vars(subject).values()] if isinstance(subject, type) else [subject]
-    for candidate in candidates:
-        names = getattr(candidate, "__globals__", None)
-        if isinstance(names, dict) and names.get("__name__") == module:
-            return names
-    return vars(sys.modules[module]) if module in sys.modules else {}

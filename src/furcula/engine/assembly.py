@@ -467,7 +467,7 @@ class Assembly:
         # Inside a cycle nothing waits at a gate; what turns is charged for it here, as in one process.
         within = cut.back and planned.way != "back"
         entry = target.entries[cut.inbox] if within else self._consumer(planned, target, cut.inbox, cut.name)
-        self._joints.arriving(Arrivals(cut, entry, self.origin(f"cut({cut.name})"), target.counters))
+        self._joints.arriving(Arrivals(cut, entry, self.origin(f"cut({cut.name})")))
 
     def _leave(
         self,

@@ -280,13 +280,12 @@ class Arrival:
 
     Attributes:
         fates: By index, what was not delivered, so far.
-        slots: By index, the slots of those that failed.
 
     Raises:
         InputError: What the parcel holds is no batch of events.
     """
 
-    __slots__ = ("_done", "_events", "_origin", "fates", "left", "slots")
+    __slots__ = ("_done", "_events", "_origin", "fates", "left")
 
     def __init__(self, parcel: Parcel, origin: Origin, homes: Homes, done: Callable[[Arrival], None]):
         self.fates: dict[int, Reported] = {}
@@ -296,7 +295,6 @@ class Arrival:
         except InputError:
             places, self._events = self._readable(parcel)
         self.left = len(self._events)
-        self.slots: dict[int, Slot] = {}
         self._origin = origin
         self._done = done
         asked = parcel.asked
@@ -354,8 +352,6 @@ class Arrival:
         if slot.fate != "delivered":
             failure = slot.failure if isinstance(slot.failure, Failure) else None
             self.fates[index] = Reported(slot.fate or "dropped", slot.reason, failure)
-            if slot.fate == "failed":
-                self.slots[index] = slot
 
 
 def settle_reported(

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from furcula.engine.counters import Counters
 from furcula.engine.outlets import Consumer
 from furcula.engine.plan import Plan
 from furcula.errors import InputError
@@ -58,13 +57,11 @@ class Arrivals(msgspec.Struct, frozen=True):
     Attributes:
         entry: What takes them.
         origin: Under whose name they are admitted.
-        counters: Of the module.
     """
 
     cut: Cut
     entry: Consumer
     origin: Origin
-    counters: Counters
 
 
 class Joints(Protocol):

@@ -24,7 +24,7 @@ import zlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -33,6 +33,7 @@ from furcula.engine.crossed import Arrival, Homes, Parcel, Reported, reports, sa
 from furcula.engine.outlets import Batch, Consumer, all_of, settle
 from furcula.engine.parts import Arrivals, Cut, Refuse, Spawn, key_of, share_of
 from furcula.errors import FurculaError, InputError, MissingExtra, QueueFull
+from furcula.event import Event
 from furcula.receipt import Carrier, Fate, Receipt
 
 try:
@@ -229,23 +230,8 @@ class _Leaving:
 
     def push(self, batch: Batch) -> Awaitable[None] | None:
         waits: list[Awaitable[None]] = []
-        homeward = (
-            {home for event in batch if (home := self._homes.home_of(event._receipt))} if self._asked(batch) else ()
-        )
-        for home in homeward:
-            if home.partition("/")[0] == self.cut.to_stage:
-                mine = [event for event in batch if self._homes.home_of(event._receipt) == home]
-                batch = [event for event in batch if self._homes.home_of(event._receipt) != home]
-                wait = self._to(self._lane_home(home), mine)
-                if wait is not None:
-                    waits.append(wait)
-        if len(self._lanes) == 1:
-            wait = self._to(self._lanes[0], batch) if batch else None
-            if wait is not None:
-                waits.append(wait)
-            return all_of(waits)
-        for number, events in self._divided(batch).items():
-            wait = self._to(self._lanes[number], events)
+        for lane, events in self._divided(batch).items():
+            wait = self._to(lane, events)
             if wait is not None:
                 waits.append(wait)
         return all_of(waits)
@@ -267,30 +253,35 @@ class _Leaving:
         if lane is not None:
             lane.abandon("dropped", "cancelled")
 
-    def _divided(self, batch: Batch) -> dict[int, Batch]:
-        found: dict[int, Batch] = {}
-        count = len(self._lanes)
-        rest: int | None = None
+    def _divided(self, batch: Batch) -> dict[_Lane, Batch]:
+        asked = self._asked(batch)
+        key = self._key if len(self._lanes) > 1 else None
+        # Without a key, all of a batch goes together. Where its order is to be kept, one worker has everything.
+        together = self._least() if self.cut.place.options.order == "none" else self._lanes[0]
+        if key is None and not asked:
+            return {together: batch}
+        found: dict[_Lane, Batch] = {}
         for event in batch:
-            if self._key is not None:
+            lane = self._homeward_lane(event) if asked else None
+            if lane is None:
                 try:
-                    number = share_of(self._key(event), count)
-                except Exception as error:
+                    lane = together if key is None else self._lanes[share_of(key(event), len(self._lanes))]
+                except Exception as error:  # its key cannot be said
                     self._refuse([(event, error)])
                     continue
-            elif self.cut.place.options.order == "none":
-                number = rest = self._least() if rest is None else rest
-            else:
-                number = 0  # order is to be kept, and says no key: one worker has it all
-            found.setdefault(number, []).append(event)
+            found.setdefault(lane, []).append(event)
         return found
 
-    def _least(self) -> int:
+    def _homeward_lane(self, event: Event[Any]) -> _Lane | None:
+        """To the very process that has who asked; None: nobody did, or not in the stage that this leads to."""
+        home = self._homes.home_of(event._receipt)
+        return self._lane_home(home) if home and home.partition("/")[0] == self.cut.to_stage else None
+
+    def _least(self) -> _Lane:
         """The lane with the least under way, of those whose worker takes more."""
         self._turn += 1
-        count = len(self._lanes)
-        order = [(self._turn + number) % count for number in range(count)]
-        return min(order, key=lambda number: (not self._lanes[number].open, self._lanes[number].load))
+        first = self._turn % len(self._lanes)
+        return min(self._lanes[first:] + self._lanes[:first], key=lambda lane: (not lane.open, lane.events))
 
     def _to(self, lane: _Lane, batch: Batch) -> Awaitable[None] | None:
         if self.cut.back:
@@ -345,10 +336,6 @@ class _Lane:
         self.open = False
 
     @property
-    def load(self) -> int:
-        return self.events
-
-    @property
     def full(self) -> bool:
         return self._next - 1 - self._accepted >= WINDOW
 
@@ -365,7 +352,7 @@ class _Lane:
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._flush)
-        if not self.full and self._count < MOST:
+        if not self.crowded:
             return None
         if self._room is None:
             self._room = asyncio.get_running_loop().create_future()
@@ -381,7 +368,7 @@ class _Lane:
                 batch += self._waiting.popleft()[0]
             self._count -= len(batch)
             self._send(batch, refuse)
-        if self._count < MOST and not self.full and self._room is not None:
+        if not self.crowded and self._room is not None:
             room, self._room = self._room, None
             if not room.done():
                 room.set_result(None)
