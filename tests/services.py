@@ -111,7 +111,10 @@ class Server:
         self._end(signal.SIGTERM)
 
     def freeze(self) -> None:
+        """Returns when it stands still: the signal reaches one thread, and until that has its turn the others go on."""
         self._send(signal.SIGSTOP)
+        if self._process is not None:
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def thaw(self) -> None:
         self._send(signal.SIGCONT)

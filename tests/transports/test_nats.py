@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,14 +93,12 @@ async def test_a_publish_that_is_cancelled_or_late_harms_nobody(server: NatsServ
             await asyncio.sleep(0)
         publishing.cancel()
         await asyncio.wait([publishing])
-    assert server._process is not None
-    server._process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, server._process.pid, os.WSTOPPED)  # noqa: ASYNC222 -- it stops at once
+    server.freeze()
     try:
         with pytest.raises(nats.errors.TimeoutError):
             await flushed(client, 0.05)
     finally:
-        server._process.send_signal(signal.SIGCONT)
+        server.thaw()
     for number in range(20):
         await asyncio.wait_for(transport.publish("news", b"%d" % number), 20)
     reader = subscription.__aiter__()

@@ -42,6 +42,7 @@ def test_a_tcp_socket_outlives_the_workers_and_what_waits_in_it_is_taken_by_the_
     (first,) = run.workers(1)
     run.until("main/0 is ready")
     os.kill(first, signal.SIGSTOP)  # it accepts nobody
+    wait_until(lambda: ") T " in Path(f"/proc/{first}/stat").read_text(), "it stands still")
     said(port, "1\n2\n")
     os.kill(first, signal.SIGKILL)
     wait_until(lambda: len(seen(tmp_path)) == 2, "the next worker has taken both")
