@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import socket
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from tests.transports.nats_server import NatsServer
 
 from furcula.bus import Bus
+from furcula.cluster import client as cluster
 from furcula.errors import ConfigurationError, FurculaError
 from furcula.options import Duration, Secret, Size
 from furcula.testing.transports import TransportSuite
@@ -198,7 +201,6 @@ async def test_credentials_are_shown_to_the_server_and_to_nobody_else(tmp_path: 
         await good.open()
         await good.publish("news", b"x")
         await good.close()
-        # The server says why and hangs up. Where the hanging up is seen first, another try is made; the reason ends it.
         bad = NatsTransport(server.url, user="tester", password=Secret("wrong-secret"), connect_timeout=Duration(20))
         with pytest.raises(FurculaError) as caught:
             await bad.open()
@@ -208,6 +210,27 @@ async def test_credentials_are_shown_to_the_server_and_to_nobody_else(tmp_path: 
         await bad.close()
     finally:
         server.kill()
+
+
+async def test_a_refusal_is_the_reason_also_where_the_connection_is_reset_behind_it() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"max_payload": 1048576, "auth_required": true}\r\n')
+        await reader.readline()
+        writer.write(b"-ERR 'Authorization Violation'\r\n")
+        await writer.drain()
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        transport = NatsTransport(url, connect_timeout=Duration(20))
+        with pytest.raises(FurculaError, match="Authorization"):
+            await transport.open()
+        await transport.close()
+        client = cluster.Client(cluster.Access(url), "test")
+        with pytest.raises(FurculaError, match="Authorization"):
+            await client.open()
+        await client.close()
 
 
 async def test_a_server_that_is_not_there_is_an_error_that_names_it() -> None:

@@ -24,13 +24,15 @@ try:
 except ImportError:
     raise MissingExtra("running on many machines", "cluster") from None
 
+from furcula.transports.nats import connect
+
 __all__ = ["BROKEN", "Access", "Client", "tried"]
 
 log = logging.getLogger("furcula.cluster")
 
 T = TypeVar("T")
 
-#: Between tries to connect, and between two of the same question.
+#: Between two of the same question.
 AGAIN_S = 0.1
 #: So long an answer of the server is waited for.
 ANSWER_S = 5.0
@@ -133,11 +135,9 @@ class Client:
         self.nats = Nats()
         self.js: JetStreamContext = self.nats.jetstream(timeout=ANSWER_S)
         self.closed = False
-        self._last_error = ""
         self._was_open = False
         #: Told each time the connection has been made again.
         self.reconnected: list[Callable[[], None]] = []
-        self._refused: asyncio.Future[None] | None = None
 
     @property
     def shown(self) -> str:
@@ -165,34 +165,19 @@ class Client:
         Raises:
             FurculaError: No server answers, or it refuses us.
         """
-        loop = asyncio.get_running_loop()
-        self._refused = loop.create_future()
-        connecting = loop.create_task(
-            self.nats.connect(
-                **self._access.options(),
-                name=self._name,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=AGAIN_S,  # type: ignore[arg-type]
-                connect_timeout=2,
-                ping_interval=5,
-                max_outstanding_pings=2,
-                error_cb=self._note,
-                disconnected_cb=self._disconnected,
-                reconnected_cb=self._reconnected,
-            )
+        await connect(
+            self.nats,
+            self.shown,
+            CONNECT_S,
+            self._note,
+            **self._access.options(),
+            name=self._name,
+            connect_timeout=2,
+            ping_interval=5,
+            max_outstanding_pings=2,
+            disconnected_cb=self._disconnected,
+            reconnected_cb=self._reconnected,
         )
-        # The library tries again also where the server has refused us for good.
-        await asyncio.wait([connecting, self._refused], timeout=CONNECT_S, return_when=asyncio.FIRST_COMPLETED)
-        if not connecting.done() or connecting.exception() is not None:
-            reason = self._last_error or "no answer"
-            if connecting.done() and not connecting.cancelled():
-                reason = str(connecting.exception() or "") or reason
-            connecting.cancel()
-            await asyncio.wait([connecting], timeout=5)
-            with contextlib.suppress(Exception):
-                await self.nats.close()
-            raise FurculaError(f"no connection to {self.shown}: {reason}")
         self._was_open = True
         version = self.nats.connected_server_version
         if (version.major, version.minor) < OLDEST:
@@ -202,12 +187,7 @@ class Client:
                 f"stages need {'.'.join(map(str, OLDEST))} or later"
             )
 
-    async def _note(self, error: Exception) -> None:
-        self._last_error = str(error)
-        text = self._last_error.lower()
-        refused = "authorization" in text or "authentication" in text or "certificate" in text
-        if refused and self._refused is not None and not self._refused.done():
-            self._refused.set_result(None)
+    def _note(self, error: Exception) -> None:
         log.debug("%s: %s", self.shown, error)
 
     async def _disconnected(self) -> None:

@@ -162,7 +162,6 @@ class NatsTransport:
         self._renewing: asyncio.Task[None] | None = None
         self._ending: asyncio.Future[None] | None = None
         self._last_error = ""
-        self._refused: asyncio.Future[None] | None = None
         self._closed = False
 
     # ------------------------------------------------------------------ its beginning and end
@@ -172,43 +171,27 @@ class NatsTransport:
             raise Stopped(f"the transport to {self._url} is closed; make a new one")
         if self._client is not None:
             return
-        loop = asyncio.get_running_loop()
-        client, self._refused = Client(), loop.create_future()
-        connecting = loop.create_task(
-            client.connect(
-                self._url,
-                allow_reconnect=True,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]
-                connect_timeout=max(1, int(self._timeout_s)),
-                error_cb=self._note,
-                disconnected_cb=self._disconnected,
-                reconnected_cb=self._reconnected,
-                **self._options,
-            )
+        client = Client()
+        await connect(
+            client,
+            self._url,
+            self._timeout_s,
+            self._note,
+            servers=self._url,
+            connect_timeout=max(1, int(self._timeout_s)),
+            disconnected_cb=self._disconnected,
+            reconnected_cb=self._reconnected,
+            **self._options,
         )
-        # The library tries again also where the server has refused us for good.
-        await asyncio.wait([connecting, self._refused], timeout=self._timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        if not connecting.done() or connecting.exception() is not None:
-            connecting.cancel()
-            await asyncio.wait([connecting], timeout=5)
-            reason = self._last_error or "no answer"
-            if connecting.done() and not connecting.cancelled():
-                reason = str(connecting.exception() or "") or reason
-            with contextlib.suppress(Exception):
-                await client.close()
-            raise FurculaError(f"no connection to {self._url} within {self._timeout_s:g} s: {reason}")
         self._client = client
         most = max(client.max_payload - OVERHEAD, client.max_payload // 2)
         if most < self.promises.max_body:
             self.promises = msgspec.structs.replace(self.promises, max_body=most)
-        self._ending = loop.create_future()
-        self._renewing = loop.create_task(self._renew())
+        self._ending = asyncio.get_running_loop().create_future()
+        self._renewing = asyncio.create_task(self._renew())
 
-    async def _note(self, error: Exception) -> None:
+    def _note(self, error: Exception) -> None:
         self._last_error = str(error)
-        if self._refused is not None and not self._refused.done() and _is_refusal(self._last_error):
-            self._refused.set_result(None)
         log.debug("%s: %s", self._url, error)
 
     async def _disconnected(self) -> None:
@@ -410,6 +393,56 @@ class NatsTransport:
             for message in list(self._hand.values()):
                 with contextlib.suppress(nats.errors.Error, OSError):
                     await message.renew()
+
+
+async def connect(
+    client: Client, shown: str, timeout_s: float, noted: Callable[[Exception], None], **options: Any
+) -> None:
+    """Connect for the first time; from then on the library connects again by itself, for ever.
+
+    Args:
+        client: What to connect.
+        shown: Where to, for the error.
+        timeout_s: So long a server is looked for.
+        noted: Given every error of the connection, now and later.
+        options: Of the library's `connect`.
+
+    Raises:
+        FurculaError: No server answers in time, or one refuses us; it says which.
+    """
+    refusal: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    last = "no answer"
+
+    async def note(error: Exception) -> None:
+        nonlocal last
+        last = str(error) or last
+        if _is_refusal(last) and not refusal.done():
+            refusal.set_result(last)
+        noted(error)
+
+    connecting = asyncio.create_task(
+        client.connect(
+            allow_reconnect=True,
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]
+            error_cb=note,
+            **options,
+        )
+    )
+    # The library tries again also where the server has refused us for good.
+    either: list[asyncio.Future[Any]] = [connecting, refusal]
+    await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+    if connecting.done() and connecting.exception() is None:
+        return
+    connecting.cancel()
+    await asyncio.wait([connecting], timeout=5)
+    if connecting.done() and not connecting.cancelled():
+        last = str(connecting.exception() or "") or last
+    with contextlib.suppress(Exception):
+        await client.close()
+    # A server that refuses us hangs up, which the library notes after the reason.
+    reason = refusal.result() if refusal.done() else last
+    raise FurculaError(f"no connection to {shown} within {timeout_s:g} s: {reason}")
 
 
 async def flushed(client: Client, timeout_s: float) -> None:
