@@ -8,7 +8,6 @@ If it dies before, it is started again where it was, and its clients connect to 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ from pathlib import Path
 
 from furcula.cluster.client import Access
 from furcula.errors import FurculaError, MissingExtra
+from furcula.locks import lock_now
 
 __all__ = ["Embedded"]
 
@@ -105,14 +105,12 @@ class Embedded:
         except OSError as error:
             raise FurculaError(f"the folder {self._folder} of the embedded cluster cannot be made: {error}") from None
         self._lock = os.open(self._folder / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_now(self._lock):
             os.close(self._lock)
             self._lock = None
             raise FurculaError(
                 f"another process runs the embedded cluster in {self._folder}; name another folder, or its address"
-            ) from None
+            )
         try:
             self._ended.clear()
             self._configure()

@@ -20,7 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from furcula.errors import ConfigurationError, nearest
-from furcula.naming import names_of
+from furcula.naming import MAIN, import_name
 
 __all__ = ["find", "importable", "is_name", "name_of"]
 
@@ -152,14 +152,8 @@ def _blame(name: str, error: BaseException, folder: Path | None) -> str:
 
 def name_of(subject: Any) -> str | None:
     """`package.module:name` by which `subject` can be found again, or None."""
-    module, qualname = getattr(subject, "__module__", None), getattr(subject, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(qualname, str) or module == "__main__":
+    try:
+        found = import_name(subject)
+    except ValueError:
         return None
-    first, *rest = qualname.split(".")
-    found: Any = names_of(subject, module).get(first)
-    for part in rest:
-        found = getattr(found, part, None)
-    # A decorated function's name stands for its place in the flow that decorated it.
-    if found is subject or getattr(found, "subject", None) is subject:
-        return f"{module}:{qualname}"
-    return None
+    return None if found.module == MAIN else f"{found.module}:{found.name}"

@@ -14,6 +14,8 @@ import weakref
 from hashlib import blake2b
 from pathlib import Path
 
+from furcula.locks import is_held
+
 __all__ = ["Ownership", "begun_by", "channel_mark", "is_alive", "owners", "remove"]
 
 _MARK = "-owner-"
@@ -74,17 +76,9 @@ def owners(store: Path) -> list[str]:
 def is_alive(store: Path, name: str) -> bool:
     """Does the owner of this name still have the store open?"""
     try:
-        fd = os.open(store.with_name(name), os.O_RDWR)
+        return is_held(store.with_name(name))
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    else:
-        return False
-    finally:
-        os.close(fd)
 
 
 def begun_by(store: Path, name: str) -> dict[int, int]:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import zlib
@@ -34,6 +33,7 @@ from furcula.engine.outlets import Batch, Consumer, all_of, settle
 from furcula.engine.parts import Arrivals, Cut, Refuse, Spawn, key_of, share_of
 from furcula.errors import FurculaError, InputError, MissingExtra, QueueFull
 from furcula.event import Event
+from furcula.locks import is_held, lock_now
 from furcula.receipt import Carrier, Fate, Receipt
 
 try:
@@ -588,12 +588,8 @@ class _Far:
 
     async def _take_place(self) -> None:
         assert self._lock is not None
-        while True:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                await asyncio.sleep(LOOK_S)
+        while not lock_now(self._lock):  # noqa: ASYNC110 -- the system has no word for when it is free
+            await asyncio.sleep(LOOK_S)
         await self._began.wait()
         if self._ceased:
             return
@@ -791,16 +787,9 @@ class _Source:
 def _is_free(path: Path) -> bool:
     """Has the process gone that had this place? Its lock went with it."""
     try:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CLOEXEC)
+        return not is_held(f"{path}.lock")
     except FileNotFoundError:
         return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(lock)
-    return True
 
 
 def _configure(socket: zmq.Socket[bytes]) -> None:

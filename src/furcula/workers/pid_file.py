@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 from pathlib import Path
 
 from furcula.errors import FurculaError
+from furcula.locks import is_held, lock_now
 
 __all__ = ["PidFile", "is_alive", "read_pid", "running_pid"]
 
@@ -40,7 +40,7 @@ class PidFile:
         while True:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                if not self._locked(fd):
+                if not lock_now(fd):
                     raise self._refused(fd)
                 if self._is_current(fd):
                     break
@@ -55,14 +55,6 @@ class PidFile:
             os.close(fd)
             raise
         return fd
-
-    @staticmethod
-    def _locked(fd: int) -> bool:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
 
     def _is_current(self, fd: int) -> bool:
         try:
@@ -121,16 +113,9 @@ def running_pid(path: str | Path) -> int:
 
 def _is_locked(path: str | Path) -> bool:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return is_held(path)
     except OSError as error:
         raise FurculaError(f"{path}: {error.strerror}: is there a run with this --pid-file?") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 def _number(text: bytes) -> int | None:

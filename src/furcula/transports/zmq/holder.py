@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -25,6 +24,7 @@ from typing import Any, TypeVar
 
 import zmq
 
+from furcula.locks import lock_now
 from furcula.transports.zmq.address import HubAddress
 from furcula.transports.zmq.frames import OVERHEAD
 from furcula.transports.zmq.hub import Hub
@@ -127,12 +127,11 @@ class Held:
             return True
         lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Who held it before takes the file away at its end: a lock on what has no name keeps out nobody.
-            named = os.stat(f"{path}.lock").st_ino == os.fstat(lock).st_ino
+            ours = lock_now(lock) and os.stat(f"{path}.lock").st_ino == os.fstat(lock).st_ino
         except OSError:
-            named = False
-        if not named:
+            ours = False
+        if not ours:
             os.close(lock)
             return False
         self._lock = lock
