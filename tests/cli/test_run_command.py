@@ -151,7 +151,22 @@ def started(folder, last, *arguments):
 def test_a_report_that_cannot_be_written_fails_nothing(folder, arguments):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "furcula", "run", "flow.yaml", *arguments]
-        assert subprocess.run(command, cwd=folder, stderr=full, timeout=60).returncode == 0
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        assert subprocess.run(command, cwd=folder, stderr=full, env=environment, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("arguments", [[], ["--processes", "2"]])
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_stream_that_is_closed_from_the_start_is_no_socket_of_ours_later(folder, closed, arguments):
+    # A shell, not `preexec_fn`: which of our descriptors are open there would be a matter of chance.
+    command = f'exec "$@" {closed}{"<" if closed == 0 else ">"}&-'
+    furcula = [sys.executable, "-m", "furcula", "run", "flow.yaml", *arguments]
+    ended = subprocess.run(
+        ["sh", "-c", command, "sh", *furcula], cwd=folder, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 0, ended.stderr
+    if closed != 2:
+        assert re.search(r"admitted [1-9]\d* = ", ended.stderr)
 
 
 def test_a_signal_drains_and_ends_with_0(folder):

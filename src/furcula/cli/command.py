@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import traceback
@@ -21,8 +22,12 @@ _LEVELS = ("debug", "info", "warning", "error")
 
 
 def say(text: str) -> None:
-    """Print to stderr, where everything goes that is not the product of a command."""
-    click.echo(text, err=True)
+    """Print to stderr, where everything goes that is not the product of a command.
+
+    What was done is done, also if nobody can be told.
+    """
+    with contextlib.suppress(OSError):
+        click.echo(text, err=True)
 
 
 def ending(message: str, exit_code: int) -> click.exceptions.Exit:

@@ -15,6 +15,7 @@ from furcula.cli.profiles import profiles
 from furcula.cli.run import run
 from furcula.cli.schema import schema
 from furcula.cli.stop import stop
+from furcula.cli.streams import secure_streams
 from furcula.cli.test import test
 
 __all__ = ["main"]
@@ -27,6 +28,7 @@ def main() -> None:
 
     FLOW is a flow file (flow.yaml) or a flow in Python (package.module:flow).
     """
+    secure_streams()
 
 
 for _command in (run, stop, check, explain, graph, list_kinds, show, schema, test, new):

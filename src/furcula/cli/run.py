@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from furcula.cli.cluster import access_options, reached
-from furcula.cli.command import FAILED, INTERRUPTED, REFUSED, Command, ending
+from furcula.cli.command import FAILED, INTERRUPTED, REFUSED, Command, ending, say
 from furcula.cli.target import open_flow
 
 if TYPE_CHECKING:
@@ -178,7 +178,8 @@ def _shows_live(flow: Flow) -> bool:
     """A table is shown on a terminal, unless the flow writes to that terminal itself."""
     if not sys.stderr.isatty():
         return False
-    return not (sys.stdout.isatty() and any(place.use in ("stdout", "log") for place in flow.places.values()))
+    printed = sys.stdout is not None and sys.stdout.isatty()
+    return not (printed and any(place.use in ("stdout", "log") for place in flow.places.values()))
 
 
 def _run(make: Callable[[], Director], profile: str | None, live: bool) -> tuple[Statistics, bool]:
@@ -272,6 +273,5 @@ async def _tell_systemd(director: Director) -> None:
 
 def _say_how(statistics: Statistics) -> None:
     from furcula.cli.figures import report
-    from furcula.cli.workers import say_report
 
-    say_report(report(statistics))
+    say(report(statistics))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from furcula.workers.supervisor import Outcome, Supervisor
     from furcula.workers.worker import Worker
 
-__all__ = ["Supervision", "say_report", "settings_of", "supervised"]
+__all__ = ["Supervision", "settings_of", "supervised"]
 
 _log = logging.getLogger("furcula.workers")
 
@@ -178,13 +178,7 @@ def _say_how(outcome: Outcome) -> None:
     lines = [report(figures.statistics), "", *worker_lines(figures.workers)]
     if figures.lost:
         lines += ["", *(f"lost: {lost}" for lost in figures.lost)]
-    say_report("\n".join(lines))
-
-
-def say_report(text: str) -> None:
-    """Print it. What was done is done, also if nobody can be told."""
-    with contextlib.suppress(OSError):
-        say(text)
+    say("\n".join(lines))
 
 
 def settings_of(flow: str, overrides: tuple[str, ...], deadline_s: float, profile: str | None) -> dict[str, Any]:

@@ -186,6 +186,8 @@ class Stdout(Module):
             raise BrokenPipeError("nobody reads standard output any more")
         # sys.stdout is looked up now: tests and shells put another one there.
         out = sys.stdout
+        if out is None:
+            raise OSError("this process has no standard output: it was closed before it began")
         try:
             try:
                 out.write(text)
