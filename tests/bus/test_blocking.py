@@ -124,6 +124,14 @@ def test_iterating_ends_when_the_subscriber_is_closed_and_gives_what_had_come(ur
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 def test_ctrl_c_ends_the_waiting(url: str) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        _interrupted_while_waiting(url)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted_while_waiting(url: str) -> None:
     with Subscriber(url, "news") as subscriber:
         main = threading.get_ident()
         began = threading.Event()

@@ -167,8 +167,8 @@ async def test_a_worker_that_is_stopped_ends_what_has_begun_and_leaves_the_rest_
     assert len(ends) == 100
 
 
-# The library leaves a stream open where the server hangs up while it greets.
-@pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")
+# The library leaves a connection open where the server hangs up while it greets.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 async def test_what_was_lost_on_its_way_to_a_worker_is_pulled_anew_and_in_order(
     tmp_path: Path, flow_name: str, nats: NatsServer
 ) -> None:

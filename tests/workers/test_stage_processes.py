@@ -68,7 +68,9 @@ def chain(folder: Path, flow: Any, source: str) -> str:
 
 def noted(folder: Path) -> list[dict[str, int]]:
     path = folder / "out.ndjson"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    # A line that is being written may be seen in part.
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def first_times(found: list[dict[str, int]]) -> dict[int, list[int]]:
