@@ -384,7 +384,7 @@ async def _unlucky(seed: int) -> None:
     place.failed >> flow.module(dead, "dead")
     async with Director(flow) as director:
         kills = 3  # from outside too, whatever they are at
-        while director._unfinished or director.statistics().open:
+        while director._sources.unfinished or director.statistics().open:
             await asyncio.sleep(0.01 * drawn.random())
             children = director.modules["module"].steps[0]._children
             if children and kills and drawn.random() < 0.1:

@@ -9,30 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import logging
 import signal
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from furcula.engine.assembly import Assembly, ModuleRun
-from furcula.engine.attempts import is_stop
 from furcula.engine.context import ModuleContext
 from furcula.engine.counters import BATCH_LIMIT, TimeSlice
+from furcula.engine.deadline import Deadline
 from furcula.engine.durable import DurableQueue
+from furcula.engine.hooks import Hooks
 from furcula.engine.outlets import Consumer
 from furcula.engine.parts import Joints
 from furcula.engine.plan import plan
 from furcula.engine.requests import FutureAsker, Request
-from furcula.engine.sources import Entrance, drive_async, drive_sync, drive_thread
+from furcula.engine.running_sources import RunningSources
+from furcula.engine.sources import Entrance
 from furcula.engine.statistics import FlowStatistics, OriginStatistics, Statistics
 from furcula.errors import (
     ConfigurationError,
     DeadlinePassed,
-    FurculaError,
-    SourceFailed,
     StartFailed,
     Stopped,
     StoreError,
@@ -87,8 +87,6 @@ class Director:
         self.deadline_s = float(Duration(deadline))
         self.phase = "assembled"
         self.abandoned: dict[str, int] = {}
-        #: The sources that have come to their end.
-        self.sources_ended: set[str] = set()
         self._now = now
         self._slice = TimeSlice()
         self._batch_limit = batch_limit if queue_everywhere is None else min(batch_limit, queue_everywhere)
@@ -104,21 +102,25 @@ class Director:
         )
         self._joints = joints
         self.modules = self._assembly.modules
+        self._deadline = Deadline()
+        self._hooks = Hooks(self._deadline)
+        self._sources = RunningSources(
+            self.modules.values(),
+            held=held,
+            start=self._start_module,
+            hooks=self._hooks,
+            deadline=self._deadline,
+            all_ended=self._all_ended,
+            time_slice=self._slice,
+            batch_limit=self._batch_limit,
+        )
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._source_tasks: dict[str, asyncio.Task[Any]] = {}
-        self._unfinished: set[str] = set()
         self._ended: asyncio.Event | None = None
         self._context: contextvars.Context | None = None
         self._started = asyncio.Event()
-        self._expired = asyncio.Event()
-        self._forced_end = asyncio.Event()
         self._limited = False
         self._stopping: asyncio.Task[Statistics] | None = None
-        self._forced = False
         self._failure: BaseException | None = None
-        self._held = set(held)
-        self._ceased = False
-        self._started_modules: list[ModuleRun] = []
         self._began = 0.0
         self._seconds = 0.0
         self._durable = self._assembly.durable
@@ -151,18 +153,13 @@ class Director:
         for run in self.modules.values():
             for worker in run.workers:
                 worker.start(self._spawn)
-        sources = {run.name for run in self.modules.values() if run.entrance is not None}
-        self._held &= sources
-        # Where all are held, others may begin later: the end is for whoever holds them to say.
-        self._unfinished = (sources - self._held) or sources
         try:
             for queue in self._durable:
                 await self._open_queue(queue)
             if self._joints is not None:
                 await self._joints.open(self._spawn)
             for run in self._from_sinks():
-                if run.name not in self._held:
-                    self._started_modules.append(run)
+                if run.name not in self._sources.held:
                     await self._start_module(run)
         except BaseException:
             self._started.set()
@@ -176,9 +173,7 @@ class Director:
             queue.start(self._spawn)
         if self._joints is not None:
             self._joints.begin()
-        for run in self.modules.values():
-            if run.entrance is not None and run.name not in self._held:
-                self._begin_source(run)
+        self._sources.begin_all()
 
     async def begin(self, name: str) -> None:
         """Let a source begin that was held.
@@ -190,39 +185,18 @@ class Director:
         run = self._known(name)
         if self.phase != "running":
             raise Stopped(f"the flow is {self.phase} and begins nothing more")
-        if name not in self._held:
-            return
-        self._held.discard(name)
-        self._unfinished.add(name)
-        self._started_modules.append(run)
-        await self._start_module(run)
-        if self._stopping is None:
-            self._begin_source(run)
+        await self._sources.begin(run)
 
     async def hold(self, name: str) -> None:
         """Let a source end, and be as if it had never begun: `begin` may let it begin anew. What it gave goes on."""
         run = self._known(name)
-        entrance = run.entrance
-        if entrance is None or name in self._held or self.phase != "running":
-            return
-        self._held.add(name)
-        entrance.ceasing = True
-        cease = getattr(run.instance, "cease", None)
-        if cease is not None:
-            await self._unless_expired(self._hook(run, cease, "cease"))
-        task = self._source_tasks.pop(name, None)
-        if task is not None and not task.done():
-            task.cancel()
-            await self._unless_expired(asyncio.wait([task]))
-        stop = getattr(run.instance, "stop", None)
-        if stop is not None:
-            await self._unless(self._forced_end, self._hook(run, stop, "stop"))
-        if run in self._started_modules:
-            self._started_modules.remove(run)
-        if isinstance(run.place.subject, type):
-            run.instance = run.place.subject(**run.place.bound)
-        if self._stopping is None:
-            entrance.ceasing = False
+        if self.phase == "running":
+            await self._sources.hold(run)
+
+    @property
+    def sources_ended(self) -> set[str]:
+        """The sources that have come to their end."""
+        return self._sources.ended
 
     async def _open_queue(self, queue: DurableQueue) -> None:
         try:
@@ -235,95 +209,18 @@ class Director:
         return [self.modules[name] for name in names if name in self.modules]
 
     async def _start_module(self, run: ModuleRun) -> None:
-        hook = getattr(run.instance, "start", None)
-        if hook is None:
-            return
-
-        def ended(error: BaseException | None) -> None:
-            if error is not None:
-                self._source_failed(run.name, error)
-            self._finished(run.name)
-
-        folder = self.flow.folder or Path.cwd()
-        context = ModuleContext(run, flow=self.flow.name, folder=folder, now=self._now, ended=ended)
-        try:
-            takes = len(inspect.signature(hook).parameters)
-            answer = hook(context) if takes else hook()
-            if inspect.isawaitable(answer):
-                starting = asyncio.ensure_future(answer)
-                await self._unless_expired(starting)
-                if starting.cancelled() and self._expired.is_set():
-                    raise Stopped(f"the flow was stopped while {run.name} was starting")
-                try:
-                    starting.result()
-                except asyncio.CancelledError as error:
-                    if is_stop(error):
-                        raise
-                    raise RuntimeError("something that it awaited was cancelled") from error
-        except (asyncio.CancelledError, KeyboardInterrupt, Stopped):
-            raise
-        except Exception as error:
-            place = run.place.location
-            where = f" ({place})" if place else ""
-            raise StartFailed(f"{run.name}{where} could not start: {_in_words(error)}") from error
-
-    def _begin_source(self, run: ModuleRun) -> None:
-        entrance = run.entrance
-        assert entrance is not None
-        subject = run.place.subject if run.instance is None else getattr(run.instance, "events", None)
-        if subject is None:  # it admits by itself, through its context
-            return
-        task = asyncio.get_running_loop().create_task(
-            self._drive(run, entrance, subject), name=f"furcula source {run.name}"
+        context = ModuleContext(
+            run,
+            flow=self.flow.name,
+            folder=self.flow.folder or Path.cwd(),
+            now=self._now,
+            ended=partial(self._sources.finish, run.name),
         )
-        self._source_tasks[run.name] = task
+        await self._hooks.start(run, context)
 
-    async def _drive(self, run: ModuleRun, entrance: Entrance, subject: Any) -> None:
-        arguments = run.place.bound if run.instance is None else {}
-        error: BaseException | None = None
-        try:
-            supply = subject(**arguments) if callable(subject) else subject
-            if isinstance(supply, Awaitable):
-                supply = await supply
-            if isinstance(supply, AsyncIterable):
-                try:
-                    error = await drive_async(entrance, supply, self._slice, self._batch_limit)
-                finally:
-                    await _close(supply)
-            elif isinstance(supply, Iterable):
-                iterator = iter(supply)
-                if run.place.options.thread:
-                    error = await drive_thread(entrance, iterator, self._batch_limit)
-                else:
-                    error = await drive_sync(entrance, iterator, self._slice, self._batch_limit)
-                    close = getattr(iterator, "close", None)
-                    if close is not None:
-                        close()
-            else:
-                error = TypeError(f"it gave {type(supply).__name__}, which cannot be iterated")
-        except (Exception, asyncio.CancelledError, SystemExit) as raised:
-            if is_stop(raised):
-                if not entrance.ceasing:
-                    raise
-            else:
-                error = raised
-        if error is not None:
-            self._source_failed(run.name, error)
-        self._finished(run.name)
-
-    def _source_failed(self, name: str, error: BaseException) -> None:
-        own = isinstance(error, FurculaError)
-        _log.error("the source %s failed and has ended: %s", name, _in_words(error), exc_info=None if own else error)
-        if self._failure is None:
-            failure = SourceFailed(f"the source {name} failed and has ended: {_in_words(error)}")
-            failure.__cause__ = error
-            self._failure = failure
-
-    def _finished(self, name: str) -> None:
-        self.sources_ended.add(name)
-        self._unfinished.discard(name)
+    def _all_ended(self) -> None:
         # A part of a flow is needed for as long as the others are: its end is for whoever runs them all to say.
-        if not self._unfinished and self._ended is not None and self._joints is None:
+        if self._ended is not None and self._joints is None:
             self._ended.set()
 
     def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -482,7 +379,7 @@ class Director:
         found = {}
         for run in self.modules.values():
             ask = getattr(run.instance, "unready", None)
-            reason = ask() if ask is not None and run in self._started_modules else None
+            reason = ask() if ask is not None and run in self._hooks.started else None
             if reason:
                 found[run.name] = str(reason)
         reason = self._joints.unready() if self._joints is not None else None
@@ -540,9 +437,10 @@ class Director:
             for number in installed:
                 loop.remove_signal_handler(number)
         if self._failure is not None:
-            if isinstance(self._failure, SourceFailed):
-                self._failure.statistics = statistics
             raise self._failure
+        if self._sources.failure is not None:
+            self._sources.failure.statistics = statistics
+            raise self._sources.failure
         return statistics
 
     def _on_signal(self, number: int) -> None:
@@ -555,7 +453,7 @@ class Director:
                 self._limited = True
                 for queue in self._durable:
                     queue.cease()
-                asyncio.get_running_loop().call_later(self.deadline_s, self._expired.set)
+                self._deadline.limit(self.deadline_s)
         else:
             _log.warning("%s: %s again: ending at once", self.flow.name, name)
             self.force()
@@ -569,9 +467,7 @@ class Director:
 
     def force(self) -> None:
         """End at once: the deadline of a stop that is under way is now, and hooks are skipped."""
-        self._forced = True
-        self._expired.set()
-        self._forced_end.set()
+        self._deadline.force()
 
     async def stop(self, deadline: str | float | None = None) -> Statistics:
         """Stop: sources cease, the rest drains in topological order within the deadline, then hooks run.
@@ -586,7 +482,7 @@ class Director:
             return self.statistics()
         limit = self.deadline_s if deadline is None else float(Duration(deadline))
         if self._stopping is not None and deadline is not None:  # it may be made shorter while it is under way
-            asyncio.get_running_loop().call_later(limit, self._expired.set)
+            self._deadline.limit(limit)
         return await self._stop_once(limit)
 
     async def cease(self) -> None:
@@ -596,7 +492,7 @@ class Director:
         come back here. May be repeated.
         """
         if self.phase == "running" and self._stopping is None:
-            await self._cease()
+            await self._sources.cease()
 
     async def drain(self) -> Statistics:
         """Stop as `stop` does, but let what was admitted take as long as it needs."""
@@ -612,14 +508,12 @@ class Director:
     @property
     def forced(self) -> bool:
         """Was the end forced by a second signal?"""
-        return self._forced
+        return self._deadline.forced
 
     async def _stop(self, limit: float | None) -> Statistics:
-        loop = asyncio.get_running_loop()
         self._limited = limit is not None
-        timer = None if limit is None else loop.call_later(limit, self._expired.set)
-        if limit == 0:
-            self._expired.set()
+        if limit is not None:
+            self._deadline.limit(limit)
         if self.phase == "starting":
             await self._started.wait()  # a hook that takes longer than the deadline is cancelled in `start`
         self.phase = "draining"
@@ -627,7 +521,7 @@ class Director:
             for run in self.modules.values():
                 if run.paused:
                     self.resume(run.name)
-        await self._cease()
+        await self._sources.cease()
         if self._joints is not None:
             await self._cease_to_take(self._joints)
         for queue in self._durable:
@@ -636,24 +530,23 @@ class Director:
             else:
                 queue.cease()
         await self._drain_all()
-        while not all(queue.dry for queue in self._durable) and not self._expired.is_set():
+        while not all(queue.dry for queue in self._durable) and not self._deadline.passed:
             # What failed far down may have gone back to the queue, to be handed out again.
-            await self._until(lambda: all(queue.dry or not queue.idle() for queue in self._durable))
+            await self._deadline.until(lambda: all(queue.dry or not queue.idle() for queue in self._durable))
             await self._drain_all()
         if self._joints is not None:
             if not self._joints.keeps:
-                await self._until(self._joints.settled)
-            await self._unless_expired(self._joints.cease())
+                await self._deadline.until(self._joints.settled)
+            await self._deadline.unless_passed(self._joints.cease())
             await self._drain_with(self._joints)
-        if timer is not None:
-            timer.cancel()
+        self._deadline.lift()
         for run in self.modules.values():
             if run.emission is not None:
                 run.emission.closed = True
         self._abandon()
         await self._end_tasks()
         await asyncio.sleep(0)  # what sources are told of their last events is told before they stop
-        if not self._forced:
+        if not self._deadline.forced:
             await self._run_stop_hooks()
         if self._joints is not None:
             await self._joints.close()
@@ -673,46 +566,22 @@ class Director:
 
         A join here may wait for what is still there, so nothing is flushed before that.
         """
-        if joints.keeps or not (self._source_tasks or self._answers()):
-            await self._unless_expired(joints.cease())
+        if joints.keeps or not (self._sources.tasks or self._answers()):
+            await self._deadline.unless_passed(joints.cease())
             return
         modules = list(self.modules.values())
-        await self._until(lambda: all(run.idle() for run in modules) and (joints.settled() or joints.quiet()))
+        await self._deadline.until(lambda: all(run.idle() for run in modules) and (joints.settled() or joints.quiet()))
 
     def _answers(self) -> bool:
         return any(run.entrance is not None and run.entries for run in self.modules.values())
 
-    def _entrances(self) -> list[Entrance]:
-        return [run.entrance for run in self.modules.values() if run.entrance is not None]
-
-    async def _cease(self) -> None:
-        """Let every source end. What it has given is admitted; then nothing more is."""
-        if self._ceased:
-            return
-        self._ceased = True
-        for run in self.modules.values():
-            if run.entrance is not None:
-                run.entrance.ceasing = True
-                hook = getattr(run.instance, "cease", None)
-                if hook is not None and run in self._started_modules:
-                    await self._unless_expired(self._hook(run, hook, "cease"))
-        tasks = [task for task in self._source_tasks.values() if not task.done()]
-        if tasks:
-            # A generator that is waiting for its own next event will not look; one that waits for room soon does.
-            await asyncio.sleep(0)
-            for task in tasks:
-                task.cancel()
-            await self._unless_expired(asyncio.wait(tasks))
-        for entrance in self._entrances():
-            entrance.closed = True
-
     async def _drain_with(self, joints: Joints) -> None:
         """What was taken may come to be handed on only while what was taken before it drains."""
-        while not self._expired.is_set():
+        while not self._deadline.passed:
             await self._drain_all()
             if joints.dry() and joints.settled():
                 return
-            await self._until(lambda: (joints.dry() and joints.settled()) or not joints.idle())
+            await self._deadline.until(lambda: (joints.dry() and joints.settled()) or not joints.idle())
 
     async def _drain_all(self) -> None:
         for component in self.plan.order:
@@ -720,9 +589,9 @@ class Director:
 
     async def _drain(self, component: list[ModuleRun]) -> None:
         """Wait until these modules hold nothing, and what they kept back has left them too."""
-        while not self._expired.is_set():
-            await self._until(lambda: all(run.idle() for run in component) and self._joints_idle())
-            if self._expired.is_set():
+        while not self._deadline.passed:
+            await self._deadline.until(lambda: all(run.idle() for run in component) and self._joints_idle())
+            if self._deadline.passed:
                 return
             waits: list[Awaitable[None]] = []
             for run in component:
@@ -733,7 +602,7 @@ class Director:
                 if wait is not None:
                     waits.append(wait)
             for wait in waits:
-                await self._unless_expired(_awaited(wait))
+                await self._deadline.unless_passed(_awaited(wait))
             if all(run.idle() for run in component):
                 return
 
@@ -741,45 +610,10 @@ class Director:
         return self._joints is None or self._joints.idle()
 
     async def _flush(self, run: ModuleRun) -> Awaitable[None] | None:
-        hook = getattr(run.instance, "flush", None)
-        if hook is None or run.entrance is not None:
+        if run.entrance is not None:
             return None
-        flushing = asyncio.ensure_future(self._hook(run, hook, "flush"))
-        await self._unless_expired(flushing)
-        events = None if flushing.cancelled() else flushing.result()
-        if not events or run.emission is None:
-            return None
-        if not isinstance(events, list | tuple):
-            _log.error("%s gave %s from flush, where a list is expected", run.name, type(events).__name__)
-            return None
-        return run.emission.emit(events)
-
-    async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait until `holds()` is true, looking after each turn of the loop, and less often when nothing moves."""
-        pause = 0.0
-        while not holds() and not self._expired.is_set():
-            if pause < 0.001:
-                await asyncio.sleep(0)
-                pause += 0.0001
-            else:
-                await self._unless_expired(asyncio.sleep(pause))
-                pause = min(pause * 1.5, 0.02)
-
-    async def _unless_expired(self, work: Awaitable[Any]) -> None:
-        """Await `work`, but not beyond the deadline; then it is cancelled."""
-        await self._unless(self._expired, work)
-
-    @staticmethod
-    async def _unless(limit: asyncio.Event, work: Awaitable[Any]) -> None:
-        doing = asyncio.ensure_future(work)
-        expiry = asyncio.ensure_future(limit.wait())
-        try:
-            await asyncio.wait([doing, expiry], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (doing, expiry):
-                if not task.done():
-                    task.cancel()
-            await asyncio.gather(doing, expiry, return_exceptions=True)
+        events = await self._hooks.flush(run)
+        return run.emission.emit(events) if events and run.emission is not None else None
 
     def _abandon(self) -> None:
         for run in self.modules.values():
@@ -795,7 +629,7 @@ class Director:
 
     async def _end_tasks(self) -> None:
         for _ in range(10):
-            tasks = [task for task in (*self._tasks, *self._source_tasks.values()) if not task.done()]
+            tasks = [task for task in (*self._tasks, *self._sources.tasks.values()) if not task.done()]
             if not tasks:
                 return
             for task in tasks:
@@ -808,18 +642,8 @@ class Director:
         for component in self.plan.order:
             for name in component:
                 run = self.modules.get(name)
-                hook = getattr(run.instance, "stop", None) if run is not None else None
-                if run is not None and hook is not None and run in self._started_modules:
-                    await self._unless(self._forced_end, self._hook(run, hook, "stop"))
-
-    async def _hook(self, run: ModuleRun, hook: Callable[[], Any], name: str) -> Any:
-        try:
-            return await _maybe(hook())
-        except (Exception, asyncio.CancelledError, SystemExit) as error:
-            if is_stop(error):
-                raise
-            _log.exception("%s raised in %s: %s", run.name, name, _in_words(error))
-            return None
+                if run is not None:
+                    await self._hooks.stop(run)
 
     # ------------------------------------------------------------------ figures
 
@@ -862,26 +686,8 @@ def _fresh(data: Any) -> Event[Any]:
     return data if data._receipt is None else data.clone()
 
 
-async def _maybe(answer: Any) -> Any:
-    return await answer if inspect.isawaitable(answer) else answer
-
-
 async def _awaited(wait: Awaitable[None]) -> None:
     await wait
-
-
-async def _close(supply: Any) -> None:
-    close = getattr(supply, "aclose", None)
-    if close is not None:
-        try:
-            await close()
-        except Exception:
-            _log.exception("a source raised while it was closed")
-
-
-def _in_words(error: BaseException) -> str:
-    text = str(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _resolve(future: asyncio.Future[None]) -> None:
