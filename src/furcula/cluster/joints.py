@@ -12,10 +12,11 @@ from nats.js.kv import KeyValue
 from furcula.cluster.asking import Asking
 from furcula.cluster.claims import Claims, Row
 from furcula.cluster.client import BROKEN, Access, Client
+from furcula.cluster.in_hand import InHand
 from furcula.cluster.layout import Layout
 from furcula.cluster.members import Members, worker_id
 from furcula.cluster.sending import Epoch, Leaving, Outputs
-from furcula.cluster.taking import InHand, Partition
+from furcula.cluster.taking import Partition
 from furcula.engine.outlets import Consumer
 from furcula.engine.parts import Arrivals, Cut, Refuse, Spawn
 from furcula.errors import FurculaError

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol
@@ -28,8 +27,10 @@ from nats.js.errors import APIError, KeyDeletedError, KeyNotFoundError
 from nats.js.kv import KeyValue
 
 from furcula.cluster.claims import Row
-from furcula.cluster.client import BROKEN, Client, tried
+from furcula.cluster.client import Client, tried
+from furcula.cluster.in_hand import NO_KEY, InHand, Taken
 from furcula.cluster.layout import Entry, Layout
+from furcula.cluster.letters import Letters
 from furcula.cluster.pulling import Intake
 from furcula.cluster.sending import HOLD_S, Leaving
 from furcula.codecs import decode_events, encode_events, split_events
@@ -38,11 +39,9 @@ from furcula.engine.outlets import Batch
 from furcula.engine.parts import Arrivals, Spawn, key_of
 from furcula.errors import FurculaError, InputError
 from furcula.event import Event, Failure
-from furcula.receipt import Carrier, Fate, Slot, Tracked
-from furcula.store import Letter
-from furcula.verdict import verdict
+from furcula.receipt import Slot
 
-__all__ = ["InHand", "Partition"]
+__all__ = ["Partition"]
 
 log = logging.getLogger("furcula.cluster")
 
@@ -73,165 +72,7 @@ def _readable(raw: bytes) -> tuple[Batch, list[bytes]]:
     return events, bad
 
 
-_NOTHING = object()
-#: Characters of an error's text and of its traceback that a dead letter has: with the event it must fit a message.
-MOST_SAID, MOST_SHOWN = 500, 2000
 _parcel = msgspec.msgpack.Decoder(Parcel).decode
-
-
-class _Taken(Tracked, gc=False, eq=False):
-    """The slot of an event that came in a message.
-
-    Attributes:
-        kept: How many of its shares wait to be stored elsewhere.
-        ready: It can no longer fail here.
-        copies: By cut, how many outputs it has had.
-        shared: It has become several events, whose order may be another the next time.
-        stored: The cuts over which an output has been stored.
-    """
-
-    held: Any = None
-    index: int = 0
-    event_id: str = ""
-    kept: int = 0
-    ready: bool = False
-    copies: dict[str, int] | None = None
-    shared: bool = False
-    stored: tuple[str, ...] = ()
-
-    def share(self, count: int) -> Slot:
-        if count > 1:
-            self.shared = True
-        return Slot.share(self, count)
-
-    def settle(self, fate: Fate, count: int = 1, reason: str = "", failure: object = None) -> None:
-        if fate == "delivered" and count == self.shares == 1 and self.fate != "failed":
-            self.shares = 0
-            self.fate = fate
-            self.held.settled(self)
-            return
-        Slot.settle(self, fate, count, reason, failure)
-        self.look()
-
-    def look(self) -> None:
-        """Is all that is left of it on its way? Then it can fail no more, unless it has failed already."""
-        if self.shares and self.shares == self.kept and not self.ready and self.fate != "failed":
-            self.held.is_ready(self)
-
-    def close(self) -> None:
-        self.fate = self.fate or "dropped"
-        self.held.settled(self)
-
-    def back(self, stored: str = "") -> None:
-        """One of its shares is about to be settled elsewhere; `stored`: it was stored, over this cut."""
-        self.kept -= 1
-        if stored:
-            self.stored += (stored,)
-
-
-class InHand:
-    """A message, until it is acknowledged."""
-
-    __slots__ = (
-        "arrivals", "begun", "came", "epoch", "events", "ids", "kept", "keys", "left", "lost", "over", "parcel",
-        "partition", "sequence", "stored", "tries", "unready",
-    )  # fmt: skip
-
-    def __init__(self, partition: Partition, msg: Msg, parcel: Parcel, events: Batch, arrivals: Arrivals):
-        self.partition = partition
-        self.epoch = partition.epoch
-        self.sequence: int = msg.metadata.sequence.stream
-        #: The id under which it was stored: the same for the same events that came the same way.
-        self.came = (msg.headers or {}).get("Nats-Msg-Id") or f"{msg.subject} {self.sequence}"
-        self.parcel = parcel
-        self.arrivals = arrivals
-        self.events = events
-        self.ids = [event.id for event in events]
-        #: The key of each event that is under way.
-        self.keys: list[Any] = [_NOTHING] * len(events)
-        #: Events that are not settled.
-        self.left = len(events)
-        #: Events that can still fail.
-        self.unready = len(events)
-        #: One of its events was handed on.
-        self.begun = False
-        self.tries: dict[int, int] = {}
-        #: Of events that are tried again: the cuts over which they have sent what they send.
-        self.stored: dict[int, set[str]] = {}
-        #: Outputs, in the order of coming, by where they go.
-        self.kept: dict[tuple[Leaving, int], list[tuple[Event[Any], str, Carrier]]] = {}
-        #: It is not ours to settle any more.
-        self.lost = False
-        #: Where its events go one by one: those that cannot fail any more.
-        self.over: set[int] | None = None
-
-    # ------------------------------------------------------------------ for the near ends of cuts
-
-    def keep(self, leaving: Leaving, partition: int, event: Event[Any], carrier: Carrier) -> None:
-        if self.lost:
-            leaving.left(1)
-            carrier.settle("failed", 1, "taken over")
-            return
-        assert isinstance(carrier, _Taken)
-        cut = leaving.cut.name
-        number = (carrier.copies or {}).get(cut, 0)
-        if not number and cut in self.stored.get(carrier.index, ()):  # that much of the last try was done
-            carrier.copies = {**(carrier.copies or {}), cut: 1}
-            leaving.left(1)
-            carrier.settle("delivered", 1, "stored")
-            return
-        carrier.copies = {**(carrier.copies or {}), cut: number + 1}
-        # The same each time this event is handled, which what is split off here is not by itself.
-        id = carrier.event_id
-        if number or event._id != id:
-            id = f"{id}.{number}" if event._id == id else f"{id}/{number}"
-        self.kept.setdefault((leaving, partition), []).append((event, id, carrier))
-        carrier.kept += 1
-        carrier.look()
-        self.partition.has_kept(self)
-
-    def send(self) -> None:
-        """Outputs go on."""
-        kept, self.kept = self.kept, {}
-        for (leaving, partition), events in kept.items():
-            leaving.send(partition, events, self.epoch, self.came)
-
-    # ------------------------------------------------------------------ what becomes of its events
-
-    def is_ready(self, slot: _Taken) -> None:
-        slot.ready = True
-        self.unready -= 1
-        self.partition.is_ready(self, slot.index)
-
-    def settled(self, slot: _Taken) -> None:
-        origin = self.arrivals.origin
-        origin.settle(slot.fate or "dropped", 1, slot.reason)
-        self.partition.open -= 1
-        if self.lost:
-            return
-        if slot.fate == "failed":
-            word = verdict(slot, self.tries.get(slot.index, 0) + 1, self.partition.max_deliveries)
-            if word == "release":
-                self.lost = True  # it is not acknowledged, so it is handed out again
-                self.partition.released(self)
-                return
-            if word == "again":
-                once = {cut for cut in slot.stored if (slot.copies or {}).get(cut) == 1}
-                self.stored.setdefault(slot.index, set()).update(once)
-                self.partition.again(self, slot.index)
-                return
-            self.partition.bury(self, slot.index, slot)
-            return
-        self.done(slot.index, slot.ready)
-
-    def done(self, index: int, was_ready: bool) -> None:
-        """An event needs nothing more."""
-        self.left -= 1
-        if not was_ready:
-            self.unready -= 1
-            self.partition.is_ready(self, index)
-        if not self.left:
-            self.partition.finished(self)
 
 
 class Epoch:
@@ -292,13 +133,13 @@ class Partition:
         self.open = 0
         self.handled = 0
         self._arrivals = arrivals
-        self._layout = layout
         self._client = client
         self._bucket = bucket
         self._hands = hands
         self._row = row
         self._note = note
         self._leavings = leavings
+        self._letters = Letters(entry, layout, client, lambda: self._lost)
         self._options = options
         self._strict = entry.mode == "keyed"
         self._key = next((key_of(one.cut) for one in arrivals.values()), None) if self._strict else None
@@ -415,20 +256,20 @@ class Partition:
         try:
             parcel = _parcel(msg.data)
         except (ValueError, TypeError, RecursionError) as error:
-            await self._unreadable(sequence, [msg.data], str(error), "")
+            await self._letters.unreadable(sequence, [msg.data], str(error), "")
             await self._intake.acknowledge(sequence)
             return None
         arrivals = self._arrivals.get(parcel.cut)
         if arrivals is None:
             why = f"there is no route {parcel.cut!r} in this version of the flow"
-            await self._unreadable(sequence, _split(parcel.events), why, parcel.cut)
+            await self._letters.unreadable(sequence, _split(parcel.events), why, parcel.cut)
             await self._intake.acknowledge(sequence)
             return None
         try:
             events = decode_events(parcel.events)
         except InputError as error:  # what cannot be read is buried, the others go on
             events, bad = _readable(parcel.events)
-            await self._unreadable(sequence, bad, str(error), parcel.cut)
+            await self._letters.unreadable(sequence, bad, str(error), parcel.cut)
             parcel = Parcel(parcel.cut, encode_events(events))
         if not events:
             await self._intake.acknowledge(sequence)
@@ -481,7 +322,7 @@ class Partition:
         if event is None:  # it was handed on before, and is to be as it came
             event = decode_events(held.parcel.events)[index]
         origin = held.arrivals.origin
-        event._receipt = _Taken(
+        event._receipt = Taken(
             (), created=event.created, origin=origin, held=held, index=index, event_id=held.ids[index]
         )
         origin.admit(1)
@@ -563,8 +404,8 @@ class Partition:
     def is_ready(self, held: InHand, index: int) -> None:
         """It cannot fail any more, so the next of its key may come."""
         key = held.keys[index]
-        if key is not _NOTHING:
-            held.keys[index] = _NOTHING
+        if key is not NO_KEY:
+            held.keys[index] = NO_KEY
             lane = self._lanes.get(key)
             if lane:
                 following = lane.popleft()
@@ -623,35 +464,8 @@ class Partition:
         event = decode_events(held.parcel.events)[index]
         failure = slot.failure if isinstance(slot.failure, Failure) else Failure(self.entry.module, slot.reason, "")
         attempts = held.tries.get(index, 0) + max(1, failure.attempts)
-        letter = Letter(
-            failure.at or time.time(), self._layout.flow.name, failure.module, (held.parcel.cut, failure.module),
-            failure.type, failure.message[:MOST_SAID], failure.traceback[-MOST_SHOWN:], attempts,
-            encode_events([event]), held.parcel.cut,
-        )  # fmt: skip
-        id = f"dead-{self._layout.stream(self.entry.stage)}-{held.sequence}-{index}"
-        await self._write_letter(letter, id)
+        await self._letters.refused(held.sequence, index, event, failure, attempts, held.parcel.cut)
         held.done(index, False)
-
-    async def _write_letter(self, letter: Letter, id: str) -> None:
-        subject = self._layout.subject("dead", self.entry.stage, self.entry.module)
-        body = msgspec.msgpack.encode(letter)
-        while not self._lost:
-            try:
-                await self._client.js.publish(subject, body, headers={"Nats-Msg-Id": id}, timeout=5)
-                return
-            except (*BROKEN, APIError) as error:
-                log.warning("a dead letter of %s cannot be stored, and is tried again: %s", letter.module, error)
-                await asyncio.sleep(0.5)
-
-    async def _unreadable(self, sequence: int, bodies: list[bytes], why: str, cut: str) -> None:
-        """What this flow cannot take is a dead letter as it came. With the route it may be one for another version."""
-        log.error("%s: %d that cannot be read go to the dead letters: %s", self.entry.module, len(bodies), why)
-        for index, body in enumerate(bodies):
-            letter = Letter(
-                time.time(), self._layout.flow.name, self.entry.module, (cut, self.entry.module), "InputError",
-                why[:MOST_SAID], "", 1, body, cut,
-            )  # fmt: skip
-            await self._write_letter(letter, f"unread-{self._layout.stream(self.entry.stage)}-{sequence}-{index}")
 
     def finished(self, held: InHand) -> None:
         """All its events are settled, and what they became is stored."""
