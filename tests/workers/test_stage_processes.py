@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from tests.services import free_port
-from tests.workers.running import wait_until
+from tests.workers.running import is_worker, wait_until
 from tests.workers.test_rolling import Client
 
 SHOP = """
@@ -116,6 +117,30 @@ def test_workers_of_a_stage_that_are_killed_lose_nothing_and_keep_the_order(
     assert len(started) == 8
     # What was not reported when a worker died is handled a second time, and no more than that.
     assert len(found) - 4000 <= victims * 16 * 512
+
+
+def test_the_folder_of_a_run_whose_supervisor_was_killed_is_removed_by_the_next_run(
+    furcula: Any, flow: Any, tmp_path: Path
+) -> None:
+    file = chain(tmp_path, flow, 'use: "shop:endless"')
+    with tempfile.TemporaryDirectory() as place:  # the names of sockets must be short
+
+        def folders() -> set[str]:
+            return {path.name for path in Path(place).iterdir()}
+
+        runs = [furcula("run", file, "--processes", "1", environment={"TMPDIR": place}) for _ in range(2)]
+        first, second = (set(run.workers(3)) for run in runs)
+        assert len(folders()) == 2
+        runs[0].process.kill()
+        wait_until(lambda: not any(map(is_worker, first)), "its workers end")
+        assert len(folders()) == 2
+        third = furcula("run", file, "--processes", "1", environment={"TMPDIR": place})
+        third.workers(3)
+        assert len(folders()) == 2  # that of the second, and that of the third
+        assert all(map(is_worker, second))
+        assert runs[1].end(signal.SIGTERM) == 0
+        assert third.end(signal.SIGTERM) == 0
+        assert not folders()
 
 
 def test_a_restart_one_by_one_of_all_stages_keeps_everything_in_order(furcula: Any, flow: Any, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +95,7 @@ def _run_joined(told: Supervision, flow: Flow, on_ready: Any) -> Outcome:
     from furcula.engine.parts import stage_order
     from furcula.engine.plan import plan
     from furcula.workers.child import cut_names
+    from furcula.workers.run_folder import run_folder
     from furcula.workers.worker import Worker
 
     workers = [
@@ -109,14 +109,9 @@ def _run_joined(told: Supervision, flow: Flow, on_ready: Any) -> Outcome:
             return _run(told, workers, None, on_ready)
     if not told.stages:
         return _run(told, workers, None, on_ready)
-    with tempfile.TemporaryDirectory(prefix="furcula-", dir=_short_folder()) as folder:
-        told.settings.update(lines=folder, counts=told.workers, cuts=cut_names(flow))
+    with run_folder() as folder:
+        told.settings.update(lines=str(folder), counts=told.workers, cuts=cut_names(flow))
         return _run(told, workers, stage_order(flow, plan(flow)), on_ready)
-
-
-def _short_folder() -> str | None:
-    """Where sockets may be: the system's limit for their names is 107 bytes."""
-    return "/tmp" if len(tempfile.gettempdir()) > 70 else None
 
 
 def _run(told: Supervision, workers: list[Worker], order: list[list[str]] | None, on_ready: Any) -> Outcome:
