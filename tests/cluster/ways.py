@@ -43,7 +43,7 @@ async def run_this_way(
                 return await director.drain()
         if way == "lines":
             found = await run_over_lines(flow, counts, meanwhile)
-            return summed([one for statistics in found.values() for one in statistics])
+            return summed([one for statistics in found.values() for one in statistics], once=True)
         return await run_over_jetstream(flow, nats.url, counts, meanwhile)
 
 

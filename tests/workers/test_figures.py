@@ -45,6 +45,18 @@ def test_counts_are_added_up_and_the_sums_still_hold() -> None:
     assert (module.p50_us, module.p99_us, module.paused) == (4.0, 9.0, True)
 
 
+def test_what_crossed_from_part_to_part_is_counted_where_it_was_admitted_first() -> None:
+    near = figures(10, 10)
+    far = Statistics(
+        "shop", FlowStatistics(9, 6, 0, 3), {"cut(a -> b)": OriginStatistics(9, 6, 0, 3, crossed=True)}, {}
+    )
+    assert (summed([far, far]).admitted, summed([near, far]).admitted) == (18, 19)
+    total = summed([near, far, far], once=True)
+    assert (total.admitted, total.delivered, total.failed) == (10, 10, 0)
+    assert total.origins["cut(a -> b)"] == OriginStatistics(18, 12, 0, 6, crossed=True)
+    assert total.balanced
+
+
 def test_parts_may_know_different_modules() -> None:
     other = Statistics("shop", FlowStatistics(), {"cron": OriginStatistics()}, {"cron": ModuleStatistics(received=1)})
     total = summed([figures(1, 1), other])

@@ -23,6 +23,7 @@ from tests.workers.staged import module_counts, put_into_stages, run_over_lines
 from furcula import Event, Flow
 from furcula.engine.director import Director
 from furcula.engine.parts import share_of
+from furcula.engine.statistics import summed
 from furcula.errors import InputError
 from furcula.workers.lines import Lines
 
@@ -67,6 +68,9 @@ def test_random_flows_in_random_stages_do_what_the_reference_says(spec: Spec, da
         for what in ("admitted", "delivered", "dropped", "failed"):
             found = sum(getattr(one.origins[origin], what) for one in statistics if origin in one.origins)
             assert found == counts[what], (origin, what)
+    total = summed(statistics, once=True)
+    for what in ("admitted", "delivered", "dropped", "failed"):
+        assert getattr(total, what) == sum(counts[what] for counts in expected.origins.values()), what
     for name, counts in expected.modules.items():
         for what in ("received", "born", "sent", "delivered", "dropped", "failed", "joined"):
             assert module_counts(statistics, name, what) == counts[what], (name, what)

@@ -115,6 +115,8 @@ class Assembly:
         self._joints = joints
         self._cuts: dict[int, Cut] = {} if joints is None else cuts(flow, plan)
         self.origins: dict[str, Origin] = {}
+        #: Those of events that another part of the flow has open until it hears what became of them.
+        self.crossed: set[str] = set()
         self.regions = [Region(CYCLE_LIMIT) for _ in plan.regions]
         self.modules: dict[str, ModuleRun] = {}
         self._slice = time_slice
@@ -467,7 +469,10 @@ class Assembly:
         # Inside a cycle nothing waits at a gate; what turns is charged for it here, as in one process.
         within = cut.back and planned.way != "back"
         entry = target.entries[cut.inbox] if within else self._consumer(planned, target, cut.inbox, cut.name)
-        self._joints.arriving(Arrivals(cut, entry, self.origin(f"cut({cut.name})")))
+        origin = self.origin(f"cut({cut.name})")
+        if not self._joints.keeps:
+            self.crossed.add(origin.name)
+        self._joints.arriving(Arrivals(cut, entry, origin))
 
     def _leave(
         self,

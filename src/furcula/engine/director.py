@@ -652,13 +652,7 @@ class Director:
         origins = {}
         emissions = [run.emission.origin for run in self.modules.values() if run.emission is not None]
         for origin in (*self._assembly.origins.values(), *(o for o in emissions if o.admitted)):
-            origins[origin.name] = _origin_statistics(origin)
-        total = FlowStatistics(
-            **{
-                name: sum(getattr(origin, name) for origin in origins.values())
-                for name in ("admitted", "delivered", "dropped", "failed", "open", "late", "lost")
-            }
-        )
+            origins[origin.name] = _origin_statistics(origin, origin.name in self._assembly.crossed)
         modules = {}
         for name, run in self.modules.items():
             run.counters.depth = run.depth
@@ -670,7 +664,7 @@ class Director:
         running = self.phase not in ("assembled", "stopped")
         return Statistics(
             flow=self.flow.name,
-            total=total,
+            total=FlowStatistics.of(origins.values()),
             origins=origins,
             modules=modules,
             routes=routes,
@@ -700,7 +694,7 @@ def _pass_deadline(future: asyncio.Future[Any], name: str, limit: float) -> None
         future.set_exception(DeadlinePassed(f"no answer came back to {name} within {limit:g} s"))
 
 
-def _origin_statistics(origin: Origin) -> OriginStatistics:
+def _origin_statistics(origin: Origin, crossed: bool) -> OriginStatistics:
     return OriginStatistics(
         admitted=origin.admitted,
         delivered=origin.delivered,
@@ -710,4 +704,5 @@ def _origin_statistics(origin: Origin) -> OriginStatistics:
         late=origin.late,
         lost=origin.lost,
         reasons={" ".join(reason): count for reason, count in origin.reasons.items()},
+        crossed=crossed,
     )

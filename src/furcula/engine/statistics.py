@@ -14,7 +14,15 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 
 class OriginStatistics(msgspec.Struct, frozen=True):
-    """What one origin admitted, and what became of it: `admitted == delivered + dropped + failed + open`."""
+    """What one origin admitted, and what became of it: `admitted == delivered + dropped + failed + open`.
+
+    Attributes:
+        late: Reports on events that were settled already: a defect, and told as one.
+        lost: Events that went without being settled (they are counted in `failed`): the same.
+        reasons: Why events were dropped or failed.
+        crossed: It admits what another part of the flow sends here, and has open itself until it hears what became of
+            it. A sum over the parts does not count that twice.
+    """
 
     admitted: int = 0
     delivered: int = 0
@@ -24,6 +32,7 @@ class OriginStatistics(msgspec.Struct, frozen=True):
     late: int = 0
     lost: int = 0
     reasons: dict[str, int] = {}
+    crossed: bool = False
 
     @property
     def balanced(self) -> bool:
@@ -76,6 +85,12 @@ class ModuleStatistics(msgspec.Struct, frozen=True):
 
 class FlowStatistics(OriginStatistics, frozen=True):
     """The sum over all origins."""
+
+    @classmethod
+    def of(cls, origins: Iterable[OriginStatistics]) -> FlowStatistics:
+        found = list(origins)
+        names = ("admitted", "delivered", "dropped", "failed", "open", "late", "lost")
+        return cls(**{name: sum(getattr(origin, name) for origin in found) for name in names})
 
 
 class Statistics(msgspec.Struct, frozen=True):
@@ -137,7 +152,7 @@ class Statistics(msgspec.Struct, frozen=True):
         )
 
 
-def summed(parts: Iterable[Statistics], flow: str = "") -> Statistics:
+def summed(parts: Iterable[Statistics], flow: str = "", *, once: bool = False) -> Statistics:
     """The figures of several processes that run the same flow, or parts of it, in one.
 
     Counts are added up. `seconds` is the longest; a module is `paused` if it is in any of them. Of latencies the
@@ -147,14 +162,14 @@ def summed(parts: Iterable[Statistics], flow: str = "") -> Statistics:
     Args:
         parts: What to add up.
         flow: The name, if there are no parts.
+        once: The parts are all there are, so what crossed from one to another is counted where it was admitted first.
     """
     found = list(parts)
+    origins = {name: _added(OriginStatistics, same) for name, same in _by_name(part.origins for part in found).items()}
     return Statistics(
         flow=found[0].flow if found else flow,
-        total=_added(FlowStatistics, [part.total for part in found]),
-        origins={
-            name: _added(OriginStatistics, same) for name, same in _by_name(part.origins for part in found).items()
-        },
+        total=FlowStatistics.of(origin for origin in origins.values() if not (once and origin.crossed)),
+        origins=origins,
         modules={
             name: _added(ModuleStatistics, same) for name, same in _by_name(part.modules for part in found).items()
         },
@@ -165,7 +180,7 @@ def summed(parts: Iterable[Statistics], flow: str = "") -> Statistics:
 
 
 #: What is not added up.
-_LARGEST = frozenset(("p50_us", "p99_us", "paused"))
+_LARGEST = frozenset(("p50_us", "p99_us", "paused", "crossed"))
 
 
 def _by_name(tables: Iterable[Mapping[str, T]]) -> dict[str, list[T]]:

@@ -605,7 +605,7 @@ class Supervisor:
                     statistics=summed(parts) if parts else None,
                 )
             )
-        total = summed([worker.statistics for worker in workers if worker.statistics is not None], self.name)
+        total = summed([one.statistics for one in workers if one.statistics is not None], self.name, once=True)
         total = msgspec.structs.replace(total, seconds=time.monotonic() - self._began)
         return RunFigures(total, workers, list(self._lost))
 
