@@ -30,23 +30,15 @@ from furcula.engine.counters import BATCH_LIMIT
 from furcula.engine.moving import MovingLoop
 from furcula.engine.outcome import Dropped, Failed, Many, Outcomes
 from furcula.engine.outlets import Batch, all_of
+from furcula.engine.processes.answers import result_of, whole_result_of
 from furcula.engine.processes.messages import (
-    DATA,
-    FAILED,
-    MANY,
-    NEW,
-    NO_EVENTS,
-    SAME,
-    UNCHANGED,
     Answers,
     Setup,
     encode,
     event_wire,
-    hashable,
     place_of,
 )
 from furcula.engine.processes.spawning import Child
-from furcula.engine.processes.told import ToldError, rebuild
 from furcula.engine.queue import Queue, enter
 from furcula.errors import CircuitOpen, InputError, ModuleError, ModuleTimeout, WorkerDied
 from furcula.event import Event
@@ -407,7 +399,7 @@ class ProcessPool:
             if self._together:
                 self._whole_answer(item, answer)
             else:
-                self._one_answer(item, self._result(item.event, answer))
+                self._one_answer(item, result_of(item.event, answer))
         if job.answered == len(job.items):
             child.jobs.popleft()
             if self._timeout_s is not None and child.jobs:
@@ -422,32 +414,6 @@ class ProcessPool:
         self._event_s = each if self._event_s is None else 0.7 * self._event_s + 0.3 * each
         wanted = int(BATCH_S / max(self._event_s, 1e-9))
         self._most = max(1, min(wanted, 2 * self._most, self._batch_limit))
-
-    def _result(self, event: Event[Any], answer: Any) -> Any:
-        """An answer as it was told, as `Outcomes.sort_out` takes it."""
-        if answer is None:
-            return None
-        if answer == UNCHANGED:
-            return event
-        kind = answer[0]
-        if kind == DATA:
-            event.data = answer[1]
-            return event
-        if kind == SAME:
-            _, port, event.data, event.headers, key, tags, failures = answer
-            event.key = hashable(key)
-            event.tags = frozenset(tags)
-            if len(failures) != len(event.failures):
-                event.failures = event.failures[: len(failures)]
-            return event if port is None else event.to(port)
-        if kind == NEW:
-            return _new(answer)
-        if kind == MANY:
-            _, items, failed = answer
-            many = [item[1] if item[0] == DATA else _new(item) for item in items]
-            return Many(many, None if failed is None else _failed(failed))
-        assert kind == FAILED
-        return _failed(answer[1])
 
     def _one_answer(self, item: _Item, result: Any) -> None:
         """The outcome of one try."""
@@ -540,7 +506,7 @@ class ProcessPool:
     def _whole_answer(self, item: _Item, answer: Any) -> None:
         originals = [(event.data, event.headers) for event in item.whole]
         item.tried += 1
-        tried = Tried(item.whole, _whole(item.whole, answer), originals, item.tried)
+        tried = Tried(item.whole, whole_result_of(item.whole, answer), originals, item.tried)
         again = self._worth_another(tried)
         if not again:
             item.tries.append(tried)
@@ -790,43 +756,6 @@ class Processes:
 
     def unready(self) -> str | None:
         return self._pool.unready()
-
-
-def _failed(told: Any) -> Failed:
-    # The event at home is as it was handed in.
-    return Failed(rebuild(ToldError(*told)), touched=False)
-
-
-def _new(answer: Any) -> Any:
-    """An event that the function made."""
-    _, port, data, headers, key, tags, _, own_id = answer
-    event: Event[Any] = Event(data, headers, key=hashable(key), tags=frozenset(tags), _id=own_id)
-    return event if port is None else event.to(port)
-
-
-def _whole(batch: Batch, answer: Any) -> Any:
-    """What a function of a whole batch answered, about the events at home."""
-    if isinstance(answer, BaseException):
-        return answer
-    kind = answer[0]
-    if kind == FAILED:
-        return rebuild(ToldError(*answer[1]))
-    if kind == NO_EVENTS:
-        return NO_EVENTS
-    _, members, told = answer
-    errors = {index: rebuild(ToldError(*error)) for index, error in told}
-    result: list[Any] | None = None
-    if members is not None:
-        result = []
-        for place, new in members:
-            item = _new(new)
-            if place >= 0:
-                target = item if new[1] is None else item.target
-                event = batch[place]
-                event.data, event.headers, event.key, event.tags = target.data, target.headers, target.key, target.tags
-                item = event if new[1] is None else event.to(new[1])
-            result.append(item)
-    return BatchFailed(errors, result) if errors else result
 
 
 def _untellable(error: Exception) -> InputError:
