@@ -427,7 +427,7 @@ def test_a_plugin_is_found_by_its_entry_point(monkeypatch: pytest.MonkeyPatch) -
     def broken() -> Any:
         raise ImportError("no such library")
 
-    monkeypatch.setattr("furcula.broker.broker.entry_points", lambda: [("mine", lambda: Keeper()), ("broken", broken)])
+    monkeypatch.setattr("furcula.broker.offers.entry_points", lambda: [("mine", lambda: Keeper()), ("broken", broken)])
     broker = Broker({"mine": {"default": {}}, "broken": {"default": {}}})
     assert broker.disabled == {
         "broken/default": "the ingress plugin broken cannot be loaded: ImportError: no such library"

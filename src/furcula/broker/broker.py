@@ -18,8 +18,9 @@ from typing import Any, ClassVar
 import msgspec
 
 from furcula import errors as furcula_errors
-from furcula.broker.ingress import INSIDE, KINDS, Sink, check_ingress, entry_points, providers_of
+from furcula.broker.ingress import INSIDE, KINDS, Sink
 from furcula.broker.internal import InternalQueues
+from furcula.broker.offers import Offers, Unusable
 from furcula.broker.profiles import Profile, Profiles, Redactor
 from furcula.broker.serializers import Serializer
 from furcula.broker.serializers import serializer as serializer_named
@@ -156,7 +157,7 @@ class Broker:
         self._flow = Flow(name)
         self._source = _Puts()
         self._put = self._flow.source(self._source, "put")
-        self._build(_listed(ingress), aliases or {}, options, sink_options or {}, dead_letter)
+        self._build(Offers(ingress, self.internal, aliases or {}), options, sink_options or {}, dead_letter)
         self._numbers = itertools.count(1)
         self._names: dict[str, tuple[str, ...]] = {}
         self._told_unmatched: set[str] = set()
@@ -179,30 +180,14 @@ class Broker:
 
     def _build(
         self,
-        plugins: list[tuple[str, Any]],
-        aliases: Mapping[str, str],
+        offers: Offers,
         options: Options,
         sink_options: Mapping[str, Options | Mapping[str, Any]],
         dead_letter: str | None,
     ) -> None:
         flow = self._flow
-        offered = self._offered(plugins)
-        points: dict[str, Callable[[], Any]] | None = None
         for number, profile in enumerate(self._profiles):
-            provider = aliases.get(profile.provider, profile.provider)
-            plugin = offered.get(provider)
-            if plugin is None and provider not in KINDS:
-                points = dict(entry_points()) if points is None else points
-                for name in [provider] if provider in points else list(points):
-                    loaded = _loaded(name, points.pop(name))
-                    for one in providers_of(loaded, name):
-                        offered.setdefault(one, loaded)
-                plugin = offered.get(provider)
-                if plugin is None:
-                    known = {*offered, *KINDS, *aliases}
-                    raise ConfigurationError(
-                        f"profiles: nobody offers the provider {profile.provider!r}{nearest(profile.provider, known)}"
-                    )
+            provider, plugin = offers.of(profile)
             how = sink_options.get(profile.title, sink_options.get(profile.provider, options))
             how = how if isinstance(how, Options) else Options.of(options, **how)
             place = self._sink(profile, provider, plugin, how)
@@ -239,22 +224,6 @@ class Broker:
             if dead_letter is not None:
                 again >> given_up
 
-    def _offered(self, plugins: list[tuple[str, Any]]) -> dict[str, Any]:
-        """The plugins by provider; one that is none by its reason."""
-        offered: dict[str, Any] = {"internal": self.internal}
-        names: dict[str, str] = {}
-        for name, plugin in plugins:
-            found = _checked(name, plugin)
-            for provider in providers_of(plugin, name):
-                if provider in names:
-                    raise ConfigurationError(
-                        f"ingress: both {names[provider]} and {name} offer the provider {provider!r}; give one of them "
-                        "another name in its ACCT"
-                    )
-                names[provider] = name
-                offered[provider] = found
-        return offered
-
     def _name(self, profile: Profile) -> str:
         """The name of a profile's module: as it is, but for signs that a name cannot have."""
         plain = re.sub(r"[^A-Za-z0-9_/-]+", "_", profile.title).strip("_/") or "sink"
@@ -266,7 +235,7 @@ class Broker:
 
     def _sink(self, profile: Profile, provider: str, plugin: Any, options: Options) -> Place | None:
         name = self._name(profile)
-        if isinstance(plugin, _Unusable):
+        if isinstance(plugin, Unusable):
             self.disabled[profile.title] = plugin.reason
             return None
         if plugin is not None:
@@ -616,46 +585,6 @@ class _Puts(Source):
 
     def start(self, context: Context) -> None:
         self.context = context
-
-
-class _Unusable:
-    """Stands for a plugin that is none."""
-
-    def __init__(self, reason: str):
-        self.reason = reason
-
-
-def _listed(ingress: Mapping[str, Any] | Iterable[Any]) -> list[tuple[str, Any]]:
-    """Each plugin with its name; of a class, an instance."""
-    if isinstance(ingress, Mapping):
-        named = list(ingress.items())
-    else:
-        named = [
-            (str(getattr(one, "name", None) or getattr(one, "__name__", type(one).__name__)).rpartition(".")[2], one)
-            for one in ingress
-        ]
-    return [(name, _made(plugin)) for name, plugin in named]
-
-
-def _made(plugin: Any) -> Any:
-    return plugin() if isinstance(plugin, type) else plugin
-
-
-def _checked(name: str, plugin: Any) -> Any:
-    """The plugin, or what stands for one that is none."""
-    reason = plugin.reason if isinstance(plugin, _Unusable) else check_ingress(plugin, name)
-    if reason:
-        _log.error("%s; it is disabled", reason)
-        return _Unusable(reason)
-    return plugin
-
-
-def _loaded(name: str, load: Callable[[], Any]) -> Any:
-    try:
-        return _checked(name, _made(load()))
-    except Exception as error:
-        reason = f"the ingress plugin {name} cannot be loaded: {type(error).__name__}: {error}"
-        return _checked(name, _Unusable(reason))
 
 
 def _for_kind(options: Options) -> Options:
