@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.engine.conftest import Sink, ran, settled
 
-from furcula import Director, Event, Flow, Module
+from furcula import Director, Event, Flow, Module, Source
 from furcula.errors import Stopped
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -207,3 +207,36 @@ async def test_a_flow_is_ready_when_all_that_keep_connections_are() -> None:
         assert director.unready() == {"connected": "not connected to x for 3 s"}
         started[0].reason = None
         assert director.unready() == {}
+
+
+async def test_a_source_that_is_held_and_begins_again_is_as_new_and_what_it_is_handed_comes_to_it() -> None:
+    class Desk(Source):
+        inboxes = ("inbox",)
+
+        def __init__(self, name: str = "desk"):
+            self.said = name
+            self.unasked_for: list[Any] = []
+            self.open = False
+
+        def start(self, context: Any) -> None:
+            assert not self.open, "it was opened, and is not as new"
+            self.open = True
+
+        def stop(self) -> None:
+            self.stopped = True
+
+        def unasked(self, event: Event) -> None:
+            self.unasked_for.append((self.said, event.data))
+
+    flow = Flow("desk")
+    flow.use("inlet", "in") >> flow.use(Desk, "desk", name="front")
+    async with Director(flow) as director:
+        instance = director.modules["desk"].instance
+        await director.put("in", "first", settled=True)
+        assert instance.unasked_for == [("front", "first")]
+        await director.hold("desk")
+        await director.begin("desk")
+        await director.put("in", "second", settled=True)
+        instance = director.modules["desk"].instance
+        assert (instance.open, hasattr(instance, "stopped")) == (True, False)
+        assert instance.unasked_for == [("front", "second")]

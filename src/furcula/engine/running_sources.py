@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from furcula.engine.assembly import ModuleRun
@@ -155,7 +155,7 @@ class RunningSources:
         await self._hooks.stop(run)
         self._hooks.forget(run)
         if isinstance(run.place.subject, type):
-            run.instance = run.place.subject(**run.place.bound)
+            _make_again(run.instance, run.place.bound)
         if not self._ceased:
             entrance.ceasing = False
 
@@ -178,6 +178,12 @@ class RunningSources:
         for run in self._runs.values():
             assert run.entrance is not None
             run.entrance.closed = True
+
+
+def _make_again(instance: Any, arguments: Mapping[str, Any]) -> None:
+    """Make an object as new, in its place: what handles its events has methods of it."""
+    getattr(instance, "__dict__", {}).clear()
+    type(instance).__init__(instance, **arguments)
 
 
 async def _close(supply: Any) -> None:
