@@ -27,7 +27,7 @@ from furcula.engine.caught import CAUGHT, abandon, warn_held
 from furcula.engine.counters import BATCH_LIMIT, HELD_LOOP_S, Pace, TimeSlice
 from furcula.engine.outcome import ABSENT, Failed, Many, Outcomes
 from furcula.engine.outlets import Batch, all_of
-from furcula.engine.queue import Queue, enter
+from furcula.engine.queue import Queued
 from furcula.errors import ModuleTimeout
 from furcula.event import Event, shallow
 from furcula.options import Overflow
@@ -127,7 +127,7 @@ class Watched:
             return stop.value
 
 
-class Pool:
+class Pool(Queued):
     """A step for a module that may wait.
 
     Args:
@@ -154,14 +154,8 @@ class Pool:
         overflow: Overflow = "block",
         batch_limit: int = BATCH_LIMIT,
     ):
-        self.outcomes = outcomes
-        self.counters = outcomes.counters
-        self.name = outcomes.name
-        self.queue = Queue(size)
-        self.overflow: Overflow = overflow
+        super().__init__(outcomes.name, outcomes, size, overflow)
         self.concurrency = concurrency
-        #: Called after events have left.
-        self.after: Callable[[], None] | None = None
         self._handle = handle
         self._ordered = ordered and key is None
         self._key = key
@@ -204,22 +198,7 @@ class Pool:
         self._limits: OrderedDict[object, tuple[float, _Worker]] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
-    # ------------------------------------------------------------------ what comes in
-
-    def push(self, batch: Batch) -> Awaitable[None] | None:
-        count = len(batch)
-        self.counters.received += count
-        self.counters.held += count
-        return self.accept(batch)
-
-    def accept(self, batch: Batch) -> Awaitable[None] | None:
-        wait = enter(self.queue, batch, self.overflow, self.outcomes, self._future)
-        self.notify()
-        return wait
-
-    @staticmethod
-    def _future() -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
+    # ------------------------------------------------------------------ waking workers
 
     def notify(self) -> None:
         """Wake a worker if none is running and there is something to do."""
@@ -318,7 +297,7 @@ class Pool:
             return
         worker.running = False
         self._running -= 1
-        worker.wake = self._future()
+        worker.wake = asyncio.get_running_loop().create_future()
         self._idle.append(worker)
         await worker.wake
         worker.began = perf_counter()
@@ -461,7 +440,7 @@ class Pool:
                 await asyncio.shield(self._pressure_over)
                 continue
             waits, self._pressure = self._pressure, []
-            self._pressure_over = self._future()
+            self._pressure_over = asyncio.get_running_loop().create_future()
             try:
                 wait = all_of(waits)
                 if wait is not None:
@@ -564,7 +543,7 @@ class Pool:
     async def _until_moved(self) -> None:
         """Wait until some place in the ring or some lane has become free."""
         if self._room is None:
-            self._room = self._future()
+            self._room = asyncio.get_running_loop().create_future()
         await asyncio.shield(self._room)
 
     def _moved(self) -> None:
@@ -702,10 +681,6 @@ class Pool:
         self._moved()
         if self.queue or self._resumable:
             self.notify()
-
-    @property
-    def depth(self) -> int:
-        return len(self.queue)
 
     def idle(self) -> bool:
         return not (

@@ -15,7 +15,7 @@ from furcula.engine.outlets import Batch
 from furcula.errors import QueueFull
 from furcula.options import Overflow
 
-__all__ = ["DEFAULT_SIZE", "Queue", "QueueStep"]
+__all__ = ["DEFAULT_SIZE", "Queue", "QueueStep", "Queued"]
 
 #: Places of a queue for which the user gave no number.
 DEFAULT_SIZE = 1024
@@ -119,38 +119,75 @@ class Queue:
         return held
 
 
-def enter(
-    queue: Queue, batch: Batch, overflow: Overflow, outcomes: Outcomes, future: Callable[[], asyncio.Future[None]]
-) -> Awaitable[None] | None:
-    """Put a batch into a queue by its overflow rule. The events count as received and held already."""
-    room = queue.room
-    if len(batch) <= room and not queue.full:
-        queue.append(batch)
-        return None
-    if overflow == "block":
-        if room > 0 and not queue.full:
+class Queued:
+    """Handles what comes from a queue: counts it as it comes, and lets it in by the rule of `overflow`.
+
+    Args:
+        name: For messages.
+        outcomes: Of the module; its counters count what is in the queue.
+
+    Attributes:
+        after: Called after events have left.
+    """
+
+    def __init__(self, name: str, outcomes: Outcomes, size: int, overflow: Overflow):
+        self.name = name
+        self.outcomes = outcomes
+        self.counters = outcomes.counters
+        self.queue = Queue(size)
+        self.overflow: Overflow = overflow
+        self.after: Callable[[], None] | None = None
+
+    def push(self, batch: Batch) -> Awaitable[None] | None:
+        count = len(batch)
+        self.counters.received += count
+        self.counters.held += count
+        return self.accept(batch)
+
+    def accept(self, batch: Batch) -> Awaitable[None] | None:
+        """The same for events that were counted already."""
+        wait = self._enter(batch)
+        self.notify()
+        return wait
+
+    def notify(self) -> None:
+        """Something may be done now that could not before."""
+        raise NotImplementedError
+
+    @property
+    def depth(self) -> int:
+        return len(self.queue)
+
+    def _enter(self, batch: Batch) -> Awaitable[None] | None:
+        queue, overflow, outcomes = self.queue, self.overflow, self.outcomes
+        room = queue.room
+        if len(batch) <= room and not queue.full:
+            queue.append(batch)
+            return None
+        if overflow == "block":
+            if room > 0 and not queue.full:
+                queue.append(batch[:room])
+                batch = batch[room:]
+            sender: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            queue.wait(batch, sender)
+            return sender
+        counters = self.counters
+        if overflow == "drop-oldest":
+            queue.append(batch)
+            dropped = queue.drop_oldest(queue.count - queue.size)
+            counters.held -= len(dropped)
+            return outcomes.drop(dropped, "overflow")
+        if room > 0:
             queue.append(batch[:room])
             batch = batch[room:]
-        sender = future()
-        queue.wait(batch, sender)
-        return sender
-    counters = outcomes.counters
-    if overflow == "drop-oldest":
-        queue.append(batch)
-        dropped = queue.drop_oldest(queue.count - queue.size)
-        counters.held -= len(dropped)
-        return outcomes.drop(dropped, "overflow")
-    if room > 0:
-        queue.append(batch[:room])
-        batch = batch[room:]
-    counters.held -= len(batch)
-    if overflow == "drop-newest":
-        return outcomes.drop(batch, "overflow")
-    error = QueueFull(f"the queue of {outcomes.name} is full ({queue.size} places)")
-    return outcomes.fail([(event, Failed(error, touched=False)) for event in batch])
+        counters.held -= len(batch)
+        if overflow == "drop-newest":
+            return outcomes.drop(batch, "overflow")
+        error = QueueFull(f"the queue of {outcomes.name} is full ({queue.size} places)")
+        return outcomes.fail([(event, Failed(error, touched=False)) for event in batch])
 
 
-class QueueStep:
+class QueueStep(Queued):
     """A queue, and a worker that hands on from it: in front of a step, or on a route.
 
     Args:
@@ -171,13 +208,7 @@ class QueueStep:
         allowed: Callable[[], int] | None = None,
         batch_limit: int = 256,
     ):
-        self.name = name
-        self.outcomes = outcomes
-        self.counters = outcomes.counters
-        self.queue = Queue(size)
-        self.overflow: Overflow = overflow
-        #: Called after events have been handed on.
-        self.after: Callable[[], None] | None = None
+        super().__init__(name, outcomes, size, overflow)
         #: Hand on together what came one by one, as requests do: for a function of batches.
         self.together = False
         self._target = target
@@ -188,24 +219,7 @@ class QueueStep:
         self._paused = False
         self._wake: asyncio.Future[None] | None = None
 
-    # ------------------------------------------------------------------ what comes in
-
-    def push(self, batch: Batch) -> Awaitable[None] | None:
-        count = len(batch)
-        self.counters.received += count
-        self.counters.held += count
-        return self.accept(batch)
-
-    def accept(self, batch: Batch) -> Awaitable[None] | None:
-        wait = enter(self.queue, batch, self.overflow, self.outcomes, self._future)
-        self.notify()
-        return wait
-
-    def _future(self) -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
-
     def notify(self) -> None:
-        """Something may be done now that could not before."""
         wake = self._wake
         if wake is not None:
             self._wake = None
@@ -249,10 +263,6 @@ class QueueStep:
 
     def idle(self) -> bool:
         return not self.queue and not self._busy
-
-    @property
-    def depth(self) -> int:
-        return len(self.queue)
 
     def abandon(self) -> int:
         return abandon(self.outcomes, self.queue.clear())

@@ -39,7 +39,7 @@ from furcula.engine.processes.messages import (
     place_of,
 )
 from furcula.engine.processes.spawning import Child
-from furcula.engine.queue import Queue, enter
+from furcula.engine.queue import Queued
 from furcula.errors import CircuitOpen, InputError, ModuleError, ModuleTimeout, WorkerDied
 from furcula.event import Event
 from furcula.module import BatchFailed
@@ -104,7 +104,7 @@ class _Job:
         self.answered = 0
 
 
-class ProcessPool:
+class ProcessPool(Queued):
     """A step whose function runs in child processes.
 
     Args:
@@ -136,13 +136,7 @@ class ProcessPool:
         batch_limit: int = BATCH_LIMIT,
         left: Callable[[Event[Any]], bool] | None = None,
     ):
-        self.outcomes = outcomes
-        self.counters = outcomes.counters
-        self.name = outcomes.name
-        self.queue = Queue(size)
-        self.overflow: Overflow = overflow
-        #: Called after events have left.
-        self.after: Callable[[], None] | None = None
+        super().__init__(outcomes.name, outcomes, size, overflow)
         self._setup = setup
         self._processes = processes
         self._bare = bare
@@ -182,25 +176,10 @@ class ProcessPool:
         self._hatching = 0
         self._holds_clock = False
 
-    # ------------------------------------------------------------------ what comes in
-
-    def push(self, batch: Batch) -> Awaitable[None] | None:
-        count = len(batch)
-        self.counters.received += count
-        self.counters.held += count
-        return self.accept(batch)
-
-    def accept(self, batch: Batch) -> Awaitable[None] | None:
-        wait = enter(self.queue, batch, self.overflow, self.outcomes, self._future)
-        self.notify()
-        return wait
-
-    @staticmethod
-    def _future() -> asyncio.Future[None]:
-        return asyncio.get_running_loop().create_future()
-
     def start(self, spawn: Callable[[Any, str], asyncio.Task[None]]) -> None:
         self._spawn = spawn
+
+    # ------------------------------------------------------------------ handing out
 
     def notify(self) -> None:
         """Hand out what can be handed out."""
@@ -233,8 +212,6 @@ class ProcessPool:
         finally:
             self._relieving = False
         self.notify()
-
-    # ------------------------------------------------------------------ handing out
 
     def _free_child(self) -> Child | None:
         slow = self._event_s is None or self._event_s > BATCH_S
@@ -695,10 +672,6 @@ class ProcessPool:
     def resume(self) -> None:
         self._paused = False
         self.notify()
-
-    @property
-    def depth(self) -> int:
-        return len(self.queue)
 
     def idle(self) -> bool:
         return not (self.queue or self._in_hand or self._pressure or self._relieving)
