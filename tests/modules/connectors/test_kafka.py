@@ -1,6 +1,7 @@
 """kafka.consume and kafka.produce, against the cluster that librdkafka carries for tests.
 
-That cluster lives in a client of this process, so it cannot be killed; what is killed here is who consumes.
+That cluster lives in this process, so it cannot be killed: its brokers are taken away and come back, and who consumes
+is killed.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from tests.mock_kafka import mock_kafka
 from tests.services import free_port
 
 from furcula.engine.director import Director
@@ -28,20 +30,30 @@ from furcula.options import Duration
 from furcula.run import Flow
 from furcula.testing import assert_settled
 
-from .conftest import FINAL, PATIENT, RETRYABLE, fails, first_refusal, numbers, settle, started, until
+from .conftest import (
+    FINAL,
+    PATIENT,
+    RETRYABLE,
+    fails,
+    first_refusal,
+    numbers,
+    settle,
+    started,
+    until,
+    until_ready,
+)
 
 _number = itertools.count()
 SOON = Duration(0.05)
 COUNT = 10_000
+PREFETCH = 500
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[str]:
     """The URL of a cluster of two brokers; its topics have four partitions."""
-    keeper = Producer({"bootstrap.servers": "127.0.0.1:1", "test.mock.num.brokers": 2, "log_level": 0})
-    brokers = keeper.list_topics(timeout=10).brokers.values()
-    yield "kafka://" + ",".join(f"{broker.host}:{broker.port}" for broker in brokers)
-    del keeper
+    with mock_kafka() as cluster:
+        yield cluster.url
 
 
 class Names:
@@ -192,6 +204,7 @@ async def test_records_of_a_partition_that_is_revoked_while_they_are_read_are_an
     loop = asyncio.get_running_loop()
     consumer: Any = Revoking(lambda partitions: source._gone(member, partitions, loop), back)
     member = _Member(consumer, None)  # type: ignore[arg-type]
+    member.teller.end()
     read = source._read(member, 10)
     assert [(record.partition(), record.offset()) for record, _ in read] == [(1, 7)]
     assert list(member.partitions) == [("t", 1)]
@@ -272,6 +285,118 @@ def test_wrong_arguments_are_refused() -> None:
         Consume(url="kafka://host", topics=[], group="g")
 
 
+# ------------------------------------------------------------------ brokers that go and come back
+
+
+async def test_a_source_without_room_that_loses_its_connection_goes_on_with_the_next(bench: Any, names: Names) -> None:
+    source = Consume(prefetch=5, **names.source)
+    async with started(Produce(partition=0, **names.sink), bench) as sink, started(source, bench):
+        await sink.process_batch(numbers(10))
+        await bench.until(5)
+        line: Any = source._line
+        line.lost(line.client, "as if")
+        await bench.until(10)
+        settle(bench, count=10)
+        assert [data["n"] for data in await bench.until(15)] == [*range(5), *range(5), *range(5, 10)]
+        settle(bench, count=5)
+        assert not bench.ended.is_set()
+
+
+async def test_a_commit_that_is_not_answered_is_a_lost_connection_and_the_source_goes_on_with_the_next(
+    bench: Any, warnings: Any
+) -> None:
+    """The brokers may have taken it or not: what it said comes again, or does not."""
+    with mock_kafka() as cluster:
+        names = Names(cluster.url)
+        source = Consume(**{**names.source, "timeout": Duration(1), "session": Duration(2)})
+        async with started(source, bench):
+            async with started(Produce(**names.sink), bench) as sink:
+                await sink.process_batch(numbers(3))
+            await bench.until(3)
+            cluster.delay(30)
+            settle(bench, count=3)
+            await until(source.unready)
+            assert "a commit was not answered within 1 s" in " ".join(warnings())
+            cluster.delay(0)
+            async with started(Produce(**names.sink), bench) as sink:
+                await sink.process_batch(numbers(1, begin=3))
+            await until(lambda: {"n": 3} in bench.datas())
+            settle(bench, count=len(bench.slots))
+            await until(lambda: not source._taken.open)
+
+
+class Places:
+    """What was stored where, and what came a second time.
+
+    Attributes:
+        numbers: The number that each place, of a partition and an offset, holds.
+        back: The furthest that the source ever went back in a partition, in records.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[int, int], int] = {}
+        self.back = 0
+        self._next: dict[int, int] = {}
+
+    def came(self, event: Event[Any]) -> None:
+        partition, offset = event.headers["partition"], event.headers["offset"]
+        self.numbers[partition, offset] = event.data["n"]
+        expected = self._next.get(partition, 0)
+        self.back = max(self.back, expected - offset)
+        self._next[partition] = max(expected, offset + 1)
+
+    def stored_twice(self) -> list[int]:
+        return [number for number, times in Counter(self.numbers.values()).items() if times > 1]
+
+
+async def test_brokers_that_go_twice_in_the_middle_of_10_000_events_and_come_back_lose_none() -> None:
+    """Both ends see that all brokers are gone, while events are under way to them and from them.
+
+    What comes again is what was not settled, and no more than that.
+    """
+    places, ahead, acknowledged = Places(), 2000, []
+    sending, taking = Flow("sending"), Flow("taking")
+
+    @sending.source
+    async def feed() -> AsyncIterator[dict[str, int]]:
+        for number in range(COUNT):
+            if number % 100 == 0:  # something is left to send when the brokers go
+                await until(lambda number=number: number < len(places.numbers) + ahead, 60)
+            yield {"n": number}
+
+    @taking.module
+    def keep(event: Event[Any]) -> None:
+        places.came(event)
+
+    with mock_kafka() as cluster:
+        names = Names(cluster.url)
+        feed >> sending.use("kafka.produce", "out", options=PATIENT, **names.sink)
+        source = {**names.source, "session": Duration(2), "prefetch": PREFETCH, "timeout": Duration(4)}
+        taking.use("kafka.consume", "in", **source) >> keep
+        taker, sender = Director(taking, deadline="20s"), Director(sending, deadline="60s")
+        async with asyncio.timeout(100):
+            async with taker:
+                taken = taker.modules["in"].instance
+                await until_ready(taken)
+                sent = asyncio.ensure_future(sender.run())
+                for part in (1, 2):
+                    await until(lambda part=part: len(places.numbers) >= part * COUNT // 3, 40)
+                    sink = sender.modules["out"].instance
+                    await asyncio.to_thread(cluster.down)
+                    acknowledged.append(sender.statistics().total.delivered)
+                    await until(lambda sink=sink: taken.unready() and sink.unready())
+                    await asyncio.to_thread(cluster.up)
+                statistics = await sent
+                assert_settled(statistics)
+                assert statistics.total.delivered == COUNT, statistics.total
+                await until(lambda: len(set(places.numbers.values())) == COUNT, 60)
+            assert_settled(taker.statistics())
+    assert places.back <= PREFETCH
+    # What had been reported to be stored when the brokers went was never sent again.
+    for number in places.stored_twice():
+        assert any(done <= number < done + 2 * ahead for done in acknowledged)
+
+
 # ------------------------------------------------------------------ members that come and go
 
 
@@ -341,8 +466,8 @@ flow.run()
 """
 
 
-async def _taker(names: Names, file: Path) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(sys.executable, "-c", _TAKER, names.url, names.topic, str(file))
+async def _taker(names: Names, file: Path, program: str = _TAKER) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(sys.executable, "-c", program, names.url, names.topic, str(file))
 
 
 def _taken(*files: Path) -> Counter[int]:
@@ -371,3 +496,25 @@ async def test_a_consumer_killed_in_the_middle_of_10_000_events_loses_none(names
             taker.terminate()
             await taker.wait()
     assert _taken(second)
+
+
+async def test_a_process_whose_brokers_answer_nothing_any_more_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """The library holds a call for as long as it likes; that is no reason to stay."""
+    file = tmp_path / "taken"
+    with mock_kafka() as cluster:
+        names = Names(cluster.url)
+        raw = Producer({"bootstrap.servers": cluster.bootstrap})
+        for number in range(2000):
+            raw.produce(names.topic, b'{"n":%d}' % number, partition=0)
+        await asyncio.to_thread(raw.flush, 10)
+        taker = await _taker(names, file, _TAKER.replace('session="6s"', 'session="45s", timeout="2s", prefetch=5'))
+        try:
+            await until(lambda: len(_taken(file)) > 100, 60)
+            cluster.delay(300)  # there is always something to commit
+            taker.terminate()
+            async with asyncio.timeout(60):
+                assert await taker.wait() == 0
+        finally:
+            if taker.returncode is None:
+                taker.kill()
+                await taker.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,7 +17,7 @@ from furcula.options import Secret
 try:
     import aio_pika
     from aio_pika.abc import AbstractChannel, AbstractConnection
-    from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+    from aio_pika.exceptions import AMQPConnectionError, AMQPError, ChannelInvalidStateError
 except ImportError:
     raise MissingExtra("a module of AMQP", "amqp") from None
 
@@ -96,17 +97,23 @@ async def connect(
         returned: A mandatory message that nobody could be given raises.
     """
     secure = tls is not None or endpoint.secure
-    connection = await aio_pika.connect(
-        host=endpoint.host,
-        port=endpoint.port,
-        login=endpoint.user or "guest",
-        password=endpoint.password.reveal() if endpoint.password is not None else "guest",
-        virtualhost=unquote(endpoint.path[1:]) or "/",
-        ssl=secure,
-        ssl_context=(tls or Tls()).context(folder) if secure else None,
-        timeout=timeout_s,
-        client_properties={"connection_name": "furcula"},
-    )
+    try:
+        connection = await aio_pika.connect(
+            host=endpoint.host,
+            port=endpoint.port,
+            login=endpoint.user or "guest",
+            password=endpoint.password.reveal() if endpoint.password is not None else "guest",
+            virtualhost=unquote(endpoint.path[1:]) or "/",
+            ssl=secure,
+            ssl_context=(tls or Tls()).context(folder) if secure else None,
+            timeout=timeout_s,
+            client_properties={"connection_name": "furcula"},
+        )
+    except AMQPConnectionError as error:
+        if isinstance(error.__cause__, ssl.SSLError):
+            # The library gives its number for one of the system's errors, and that one means another thing.
+            raise error.__cause__ from None
+        raise
     try:
         channel = await connection.channel(publisher_confirms=True, on_return_raises=returned)
     except BaseException:

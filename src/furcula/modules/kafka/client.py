@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Final, Literal, TypeVar
 
 from furcula.errors import MissingExtra
@@ -70,6 +72,8 @@ def settings_of(
         "logger": _log,
         "socket.connection.setup.timeout.ms": max(1000, int(timeout_s * 1000)),
         "reconnect.backoff.max.ms": 2000,
+        # A request that is under way when a broker goes holds whoever waits for it, or closes the client, so long.
+        "socket.timeout.ms": max(2000, int(timeout_s * 1000)),
     }
     secure = tls is not None or endpoint.secure
     if endpoint.user is not None:
@@ -112,13 +116,33 @@ class Troubles:
 
 
 class Worker:
-    """A thread in which one client's calls are made, one after the other: they block."""
+    """A thread in which one client's calls are made, one after the other: they block.
+
+    Brokers that say nothing can hold a call, of closing too, for longer than a flow may take to stop. So the thread
+    does not keep the process from its end, as one of an executor's would.
+    """
 
     def __init__(self, name: str):
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=f"furcula {name}")
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        threading.Thread(target=self._run, name=f"furcula {name}", daemon=True).start()
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
 
     async def do(self, call: Callable[..., T], *arguments: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, call, *arguments)
+        done: Future[T] = Future()
+
+        def work() -> None:
+            if done.set_running_or_notify_cancel():
+                try:
+                    done.set_result(call(*arguments))
+                except BaseException as error:
+                    done.set_exception(error)
+
+        self._calls.put(work)
+        return await asyncio.wrap_future(done)
 
     def end(self) -> None:
-        self._pool.shutdown(wait=False)
+        """What it was given before is done."""
+        self._calls.put(None)

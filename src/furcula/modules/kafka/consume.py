@@ -70,6 +70,8 @@ class _Member:
     def __init__(self, consumer: Consumer, worker: Worker):
         self.consumer = consumer
         self.worker = worker
+        #: Tells the broker positions, beside the worker, which waits for records: the library allows that.
+        self.teller = Worker("positions")
         self.partitions: dict[tuple[str, int], Progress] = {}
         self.closing = threading.Event()
         self.polled_at = time.monotonic()
@@ -214,8 +216,7 @@ class Consume(Consuming[_Member]):
             **({"group.instance.id": self._member} if self._member else {}),
             **self._settings,
         }
-        worker = Worker(self._context.name)
-        member = _Member(Consumer(settings), worker)
+        member = _Member(Consumer(settings), Worker(self._context.name))
         loop = asyncio.get_running_loop()
 
         def revoked(consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -229,7 +230,7 @@ class Consume(Consuming[_Member]):
             self._gone(member, partitions, loop)  # they are another's already: nothing can be said of them
 
         try:
-            await worker.do(self._reach, member)
+            await member.worker.do(self._reach, member)
             member.consumer.subscribe(self._topics, on_revoke=revoked, on_lost=taken_away)
         except BaseException as error:
             await self._disconnect(member)
@@ -330,12 +331,17 @@ class Consume(Consuming[_Member]):
             client.beat.cancel()
         if self._taken is not None:
             self._taken.forget(lambda message: message.token[0] is client)
-        await client.worker.do(client.consumer.close)
-        client.worker.end()
+        try:
+            await client.worker.do(client.consumer.close)
+        finally:
+            client.worker.end()
+            client.teller.end()
 
     # ------------------------------------------------------------------ taking and telling
 
     async def _next(self, client: _Member, room: int) -> list[Message]:
+        if client.closing.is_set():  # it was given up while we waited for room
+            raise ConnectionError("the connection was lost")
         records = await client.worker.do(self._read, client, room)
         found = []
         for record, progress in records:
@@ -378,8 +384,11 @@ class Consume(Consuming[_Member]):
             await client.worker.do(self._stay, client, held)
         moved = client.positions()
         if moved:
-            # Beside the worker, which waits for records: the library allows that.
-            await asyncio.get_running_loop().run_in_executor(None, self._committed, client, moved)
+            try:
+                async with asyncio.timeout(self._timeout):
+                    await client.teller.do(self._committed, client, moved)
+            except TimeoutError:
+                raise ConnectionError(f"a commit was not answered within {self._timeout:g} s") from None
 
     def _committed(self, member: _Member, positions: list[TopicPartition]) -> None:
         """In a thread. A commit that is refused is no harm: what it says is said by the next one, or done again."""

@@ -6,6 +6,7 @@ The library runs a thread of its own for each connection; whatever it says there
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,17 @@ IN_FLIGHT: Final = 1000
 
 def endpoint_of(url: str, user: str | None, password: Secret | None) -> Endpoint:
     return Endpoint.of(url, {"mqtt": 1883, "mqtts": 8883}, secure=frozenset(("mqtts",)), user=user, password=password)
+
+
+class _Socket(ssl.SSLSocket):
+    """Closed when the two cannot agree: the library forgets it, and whoever tries again and again has ever more."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        try:
+            super().do_handshake(block)
+        except OSError:
+            self.close()
+            raise
 
 
 class Session:
@@ -75,7 +87,9 @@ class Session:
         if endpoint.user is not None:
             client.username_pw_set(endpoint.user, endpoint.password.reveal() if endpoint.password is not None else None)
         if tls is not None or endpoint.secure:
-            client.tls_set_context((tls or Tls()).context(folder))
+            context = (tls or Tls()).context(folder)
+            context.sslsocket_class = _Socket
+            client.tls_set_context(context)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_message = self._on_message
