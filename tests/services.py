@@ -19,20 +19,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from tests.ports import free_port
+
+if TYPE_CHECKING:
+    from tests.certificates import Authority  # its library is one that the bench may not have
 
 __all__ = ["Mosquitto", "Nats", "Postgres", "Rabbit", "Redis", "Server", "free_port", "program", "running"]
 
 STARTED_WITHIN_S = 60
 ENDED_WITHIN_S = 30
-
-
-def free_port() -> int:
-    """A port on loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def missing(what: str) -> None:
@@ -57,11 +54,18 @@ def program(*names: str, also: tuple[Path, ...] = ()) -> str:
 
 
 class Server:
-    """One server process, with its own port and folder. It may be ended and started again with the same."""
+    """One server process, with its own port and folder. It may be ended and started again with the same.
+
+    Attributes:
+        authority: Vouches for the certificate with which it talks TLS at `private_port`. To be set before the start.
+        private_port: `port` again, where a server talks both there, or nothing but TLS.
+    """
+
+    authority: Authority | None = None
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.port = free_port()
+        self.port = self.private_port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
 
@@ -146,15 +150,13 @@ class Server:
 class Nats(Server):
     """nats-server with JetStream in files. The one user may do everything but publish below `forbidden`.
 
-    Attributes:
-        tls: Files of a certificate and its key; then it talks TLS only.
+    With an authority it talks TLS only.
     """
-
-    tls: tuple[Path, Path] | None = None
 
     def command(self) -> list[str]:
         found = program("nats-server", also=(Path(sys.executable).parent,))
-        tls = "" if self.tls is None else f'tls {{ cert_file: "{self.tls[0]}", key_file: "{self.tls[1]}" }}'
+        ours = self.authority
+        tls = "" if ours is None else f'tls {{ cert_file: "{ours.cert}", key_file: "{ours.key}" }}'
         (self.folder / "nats.conf").write_text(f"""
 {tls}
 host: 127.0.0.1
@@ -173,7 +175,17 @@ authorization {{ users = [
 
 
 class Redis(Server):
-    """redis-server that has written to its disk what it has confirmed."""
+    """redis-server that has written to its disk what it has confirmed.
+
+    Attributes:
+        is_choosy: Over TLS it takes nobody without a certificate that its authority vouches for.
+    """
+
+    is_choosy = False
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.private_port = free_port()
 
     def command(self) -> list[str]:
         found = program("redis-server")
@@ -186,6 +198,14 @@ class Redis(Server):
             "save": "",
             "requirepass": "pass/word",
         }
+        if self.authority is not None:
+            options |= {
+                "tls-port": self.private_port,
+                "tls-ca-cert-file": self.authority.ca,
+                "tls-cert-file": self.authority.cert,
+                "tls-key-file": self.authority.key,
+                "tls-auth-clients": "yes" if self.is_choosy else "no",
+            }
         return [found, *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
 
     def answers(self) -> bool:
@@ -206,6 +226,7 @@ class Rabbit(Server):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
+        self.private_port = free_port()
         self._mapper_port = free_port()
         self._node_port = free_port()
 
@@ -217,10 +238,19 @@ class Rabbit(Server):
         (self.folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{self.port}\n"
             "log.console = true\nlog.file = false\ndefault_user = tester\ndefault_pass = pass/word\n"
-            "vm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 50MB\n"
+            "vm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 50MB\n" + self._private()
         )
         (self.folder / "enabled_plugins").write_text("[].\n")
         return [found]
+
+    def _private(self) -> str:
+        if self.authority is None:
+            return ""
+        return (
+            f"listeners.ssl.1 = 127.0.0.1:{self.private_port}\n"
+            f"ssl_options.cacertfile = {self.authority.ca}\nssl_options.certfile = {self.authority.cert}\n"
+            f"ssl_options.keyfile = {self.authority.key}\nssl_options.verify = verify_none\n"
+        )
 
     def environment(self) -> dict[str, str]:
         folder = str(self.folder)
@@ -269,6 +299,10 @@ class Rabbit(Server):
 class Mosquitto(Server):
     """mosquitto, which writes what it keeps when it is ended by an operator, and every now and then."""
 
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.private_port = free_port()
+
     def command(self) -> list[str]:
         found = program("mosquitto")
         passwords = self.folder / "passwords"
@@ -279,9 +313,15 @@ class Mosquitto(Server):
         (self.folder / "mosquitto.conf").write_text(
             f"listener {self.port} 127.0.0.1\nallow_anonymous false\npassword_file {passwords}\n"
             f"persistence true\npersistence_location {self.folder}/\nmax_queued_messages 0\n"
-            f"max_inflight_messages 0\nuser {_current_user()}\nset_tcp_nodelay true\n"
+            f"max_inflight_messages 0\nuser {_current_user()}\nset_tcp_nodelay true\n" + self._private()
         )
         return [found, "-c", str(self.folder / "mosquitto.conf")]
+
+    def _private(self) -> str:
+        if self.authority is None:
+            return ""
+        files = f"certfile {self.authority.cert}\nkeyfile {self.authority.key}\n"
+        return f"listener {self.private_port} 127.0.0.1\n{files}"
 
     @property
     def url(self) -> str:
@@ -312,7 +352,23 @@ class Postgres(Server):
             *self._as_somebody(),
             found,
             *("-D", str(data), "-p", str(self.port), "-h", "127.0.0.1", "-k", "", "-F"),
+            *self._private(),
         ]
+
+    def _private(self) -> list[str]:
+        if self.authority is None:
+            return []
+        options = ["-c", "ssl=on"]
+        for name, file in (("ssl_cert_file", self.authority.cert), ("ssl_key_file", self.authority.key)):
+            # It must own its key, and nobody else may read it.
+            copy = self.folder / file.name
+            if not copy.exists():
+                shutil.copyfile(file, copy)
+                copy.chmod(0o600)
+                if os.getuid() == 0:
+                    shutil.chown(copy, _user("postgres", "nobody"))
+            options += ["-c", f"{name}={copy}"]
+        return options
 
     def _as_somebody(self) -> list[str]:
         if os.getuid():
@@ -348,11 +404,12 @@ def _user(*names: str) -> str:
 
 
 @contextmanager
-def running(kind: type[Any], *, started: bool = True) -> Iterator[Any]:
+def running(kind: type[Any], *, started: bool = True, authority: Authority | None = None) -> Iterator[Any]:
     """A server for the time of the block, in a folder of its own."""
     folder = Path(tempfile.mkdtemp(prefix="furcula-"))
     folder.chmod(0o755)
     server = kind(folder)
+    server.authority = authority
     try:
         if started:
             server.start()
@@ -366,7 +423,7 @@ def running(kind: type[Any], *, started: bool = True) -> Iterator[Any]:
 
 
 def main() -> None:
-    """`python tests/services.py`: start and stop each server once."""
+    """`python -m tests.services`: start and stop each server once."""
     for kind in (Nats, Redis, Mosquitto, Postgres, Rabbit):
         began = time.monotonic()
         with running(kind):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from tests.transports.nats_server import NatsServer
-from tests.workers.conftest import furcula
+from tests.workers.conftest import flow, furcula
 
-__all__ = ["furcula"]  # a fixture of theirs
+__all__ = ["flow", "furcula"]  # fixtures of theirs
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["EXAMPLES", "LIMIT_S", "ROOT", "Program", "running", "spare_port"]
+__all__ = ["EXAMPLES", "LIMIT_S", "ROOT", "Program", "running"]
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -120,11 +120,3 @@ def running(*arguments: str, cwd: Path = EXAMPLES, **environment: str) -> Iterat
         yield program
     finally:
         program.close()
-
-
-def spare_port() -> int:
-    """A port that is free now."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port

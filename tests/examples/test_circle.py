@@ -14,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tests.examples.running import EXAMPLES, LIMIT_S, running, spare_port
+from tests.examples.running import EXAMPLES, LIMIT_S, running
+from tests.services import free_port
 
 FOLDER = EXAMPLES / "circle"
 FORMS = ["circle/circle.yaml", "circle.circle:flow"]
@@ -23,7 +24,7 @@ FORMS = ["circle/circle.yaml", "circle.circle:flow"]
 @pytest.fixture(scope="module", params=FORMS)
 def port(request: pytest.FixtureRequest) -> Iterator[int]:
     """The flow in one of its forms, running."""
-    port = spare_port()
+    port = free_port()
     with running("-m", "furcula", "run", request.param, PORT=str(port)) as program:
         program.until_it_listens(port)
         yield port

@@ -8,6 +8,7 @@ import struct
 from typing import Any
 
 import pytest
+from tests.services import free_port
 
 from furcula.errors import FurculaError
 from furcula.event import Event
@@ -240,9 +241,7 @@ async def test_a_batch_goes_over_a_new_connection_when_the_peer_has_closed_the_o
 
 
 async def test_nobody_there_fails_the_whole_batch_and_says_who() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     send = TcpSend(address=port)
     with pytest.raises(BatchFailed) as caught:
         await send.process_batch([Event(1), Event(2)])

@@ -13,6 +13,7 @@ import nats.errors
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.certificates import Authority
 from tests.transports.nats_server import NatsServer
 
 from furcula.bus import Bus
@@ -241,10 +242,10 @@ async def test_a_server_that_is_not_there_is_an_error_that_names_it() -> None:
 
 
 async def test_tls_is_used_and_the_certificate_looked_at(tmp_path: Path) -> None:
-    ca, cert, key = certificates(tmp_path)
-    server = NatsServer(tmp_path / "server", f'tls {{ cert_file: "{cert}", key_file: "{key}" }}')
+    ours = Authority(tmp_path)
+    server = NatsServer(tmp_path / "server", f'tls {{ cert_file: "{ours.cert}", key_file: "{ours.key}" }}')
     try:
-        transport = transport_for(f"tls://127.0.0.1:{server.port}?tls_ca={ca}")
+        transport = transport_for(f"tls://127.0.0.1:{server.port}?tls_ca={ours.ca}")
         await transport.open()
         await transport.put("work", b"x")
         assert (await asyncio.wait_for(transport.take("work"), 20)).body == b"x"
@@ -260,34 +261,3 @@ async def test_tls_is_used_and_the_certificate_looked_at(tmp_path: Path) -> None
 def test_a_certificate_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"missing\.pem"):
         NatsTransport("tls://127.0.0.1:4222", tls_ca=str(tmp_path / "missing.pem"))
-
-
-def certificates(folder: Path) -> tuple[Path, Path, Path]:
-    """A certificate for 127.0.0.1 that is its own authority, and its key."""
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    cert = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(cert.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return folder / "cert.pem", folder / "cert.pem", folder / "key.pem"

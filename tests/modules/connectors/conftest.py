@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.certificates import Authority
 from tests.modules.conftest import LIMIT_S, Bench
 from tests.services import Mosquitto, Nats, Postgres, Rabbit, Redis, Server, running
 
@@ -33,32 +34,38 @@ FINAL = Failure("out", "ValueError", "never")
 
 
 @pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Vouches for the servers."""
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="session")
 def nats_server() -> Iterator[Nats]:
     with running(Nats) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def redis_server() -> Iterator[Redis]:
-    with running(Redis) as server:
+def redis_server(authority: Authority) -> Iterator[Redis]:
+    with running(Redis, authority=authority) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def rabbit() -> Iterator[Rabbit]:
-    with running(Rabbit) as server:
+def rabbit(authority: Authority) -> Iterator[Rabbit]:
+    with running(Rabbit, authority=authority) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def mosquitto() -> Iterator[Mosquitto]:
-    with running(Mosquitto) as server:
+def mosquitto(authority: Authority) -> Iterator[Mosquitto]:
+    with running(Mosquitto, authority=authority) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    with running(Postgres) as server:
+def postgres(authority: Authority) -> Iterator[Postgres]:
+    with running(Postgres, authority=authority) as server:
         yield server
 
 

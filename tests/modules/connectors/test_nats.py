@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import subprocess
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import nats as library
 import pytest
+from tests.certificates import Authority
 from tests.services import Nats, running
 
 from furcula.errors import FurculaError
@@ -241,20 +240,14 @@ async def test_a_wrong_password_is_told_and_not_shown(bench: Any, nats_server: N
 
 
 async def test_a_connection_may_be_private_and_a_certificate_that_nobody_vouches_for_is_told(
-    bench: Any, tmp_path: Path, warnings: Any
+    bench: Any, authority: Authority, warnings: Any
 ) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-subj", "/CN=tester", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1"]
-    command += ["-keyout", str(key), "-out", str(cert)]
-    await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True, timeout=30)
-    with running(Nats, started=False) as server:
-        server.tls = (cert, key)
+    with running(Nats, started=False, authority=authority) as server:
         await server.aside(server.start)
         where = {"url": server.url, "subject": "private", **WHO}
         async with (
-            started(Subscribe(**where, tls=Tls(ca_file="cert.pem")), bench),
-            started(Publish(**where, tls=Tls(ca_file="cert.pem")), bench) as sink,
+            started(Subscribe(**where, tls=Tls(ca_file=str(authority.ca))), bench),
+            started(Publish(**where, tls=Tls(ca_file=str(authority.ca))), bench) as sink,
         ):
             await sink.process_batch(numbers(1))
             await bench.until(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -13,6 +12,7 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.modules.zmq.peers import Peers, is_free
+from tests.services import free_port
 
 from furcula import Director, Event, Flow
 from furcula.errors import InputError
@@ -222,9 +222,7 @@ async def test_a_flow_of_router_worker_and_client_answers_what_is_under_way_when
         await gate.wait()
         return double(event)
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    address = f"tcp://127.0.0.1:{free_port()}"
     flow = Flow("all")
     flow.use("majordomo.route", "route", address=address, interval=BEAT)
     serve = flow.use("majordomo.serve", "serve", address=address, service="double", interval=BEAT)
