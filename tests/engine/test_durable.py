@@ -103,6 +103,36 @@ async def test_what_is_stored_when_a_flow_is_stopped_is_handled_by_the_next_run(
     assert left(store, "orders/work") == 0
 
 
+async def test_what_was_taken_far_ahead_when_a_flow_is_stopped_is_neither_lost_nor_charged(store: Path) -> None:
+    seen: list[int] = []
+    blocked = asyncio.Event()
+
+    def build(source: range, most: int) -> Flow:
+        flow = Flow("orders")
+
+        async def work(event: Event[int]) -> None:
+            if len(seen) >= most:
+                blocked.set()
+                await asyncio.Event().wait()
+            seen.append(event.data)
+
+        options = Options.of(queue={"durable": str(store), "max_deliveries": 1})
+        flow.source(lambda: source, "numbers") >> flow.module(work, "work", options=options)
+        return flow
+
+    async with Director(build(range(12_000), 3000)) as director:
+        await blocked.wait()
+        while director.statistics().origins["numbers"].delivered < 12_000:
+            await asyncio.sleep(0)
+        assert_settled(await director.stop("50ms"))
+    assert left(store, "orders/work") == 9000
+    assert seen == list(range(3000))
+    assert_settled(await build(range(0), 1_000_000).run_async())
+    assert seen == list(range(12_000))
+    assert left(store, "orders/work") == 0
+    assert letters(store) == []
+
+
 class Busy(DeliveryError):
     """Worth another try."""
 

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,15 @@ _log = logging.getLogger("furcula.flow")
 LOOK_S = 0.25
 #: Seconds between two looks whether a full queue has room.
 FULL_S = 0.1
-#: Batches that are taken at once: each time costs a commit.
+#: Batches that are taken at once, at most: each time costs a commit.
 AHEAD = 4
-#: Batches on their way to the disk before whoever pushes has to wait.
-STORING = 8
+#: Events that are taken at once at least, and the seconds that they may wait for us before fewer are taken: what this
+#: process has taken no other gets.
+FEW = 32
+WAIT_S = 0.05
+#: Full batches on their way to the disk before whoever pushes has to wait: no more than are taken at once, so that what
+#: is put can be taken in the same commit.
+STORING = AHEAD
 
 
 class _Stored(Tracked, gc=False, eq=False):
@@ -55,7 +61,10 @@ class _Stored(Tracked, gc=False, eq=False):
         if fate == "delivered" and count == self.shares == 1 and self.fate != "failed":
             self.shares = 0
             self.fate = fate
-            self.queue.finished(self.row)
+            queue = self.queue
+            queue._finished.append(self.row)
+            if not queue._telling:
+                queue._tell_soon()
         else:
             Slot.settle(self, fate, count, reason, failure)
 
@@ -112,9 +121,14 @@ class DurableQueue:
         self._in_hand = 0
         #: Of those in hand in the store, the ones that have not been handed on.
         self._taken = 0
+        #: So many are taken at once; and when the last ones were.
+        self._most = batch_limit
+        self._taken_at = 0.0
         #: A row that was in hand when a process died, and a future that is done when the store knows what became of it.
         self._suspect: tuple[int, asyncio.Future[None]] | None = None
         self._storing: dict[int, Batch] = {}
+        #: Events in them.
+        self._storing_count = 0
         self._next = 0
         self._waiting: deque[tuple[Batch, asyncio.Future[None]]] = deque()
         #: Events that may be stored before the store is asked again how many it has.
@@ -246,10 +260,11 @@ class DurableQueue:
         number = self._next
         self._next += 1
         self._storing[number] = batch
+        self._storing_count += len(batch)
         self._count += len(batch)
         self._room -= len(batch)
         storing.add_done_callback(partial(self._was_stored, number))
-        if len(self._storing) < STORING:
+        if self._storing_count < STORING * self._batch_limit:
             return None
         if self._fewer is None:
             self._fewer = asyncio.get_running_loop().create_future()
@@ -278,11 +293,11 @@ class DurableQueue:
         if batch is None:  # the deadline has passed meanwhile
             return
         error = None if storing.cancelled() else storing.exception()
+        self._storing_count -= len(batch)
         self.counters.held -= len(batch)
         if error is None and not storing.cancelled():
             self.counters.delivered += len(batch)
             settle(batch, "delivered", "stored")
-            self._store.arrived(self._channel)
         else:
             self._count -= len(batch)
             self._fail(batch, error if isinstance(error, Exception) else Stopped("the store was closed"))
@@ -297,29 +312,38 @@ class DurableQueue:
         spawn(self._read(), f"durable queue of {self.name}")
 
     async def _read(self) -> None:
-        taking: asyncio.Task[list[Taken]] | None = None
-        rest: deque[Taken] = deque()
+        takes: deque[asyncio.Task[list[Taken]]] = deque()
+        rest: list[Taken] = []
+        at_once = 1
         try:
             while not self._ceased:
                 await self._resumed.wait()
-                if taking is None:
-                    taking = self._take()
+                while len(takes) < at_once:
+                    takes.append(self._take())
+                ahead = takes[0].done()
+                await asyncio.wait([takes[0]])
                 try:
-                    taken = await asyncio.shield(taking)
-                    taking = None
+                    taken = takes.popleft().result()
                 except Stopped:
                     return
                 except StoreError as error:
                     _log.error("%s: %s", self.name, error)
-                    taking = None
+                    at_once = 1
                     await asyncio.sleep(1.0)
                     continue
                 rest.extend(taken)
                 if self._ceased:
                     return  # they are given back below
                 self._reading = True
-                # The next batch is taken while this one is handled: a commit is a long wait.
-                taking = None if not self._resumed.is_set() else self._take()
+                # The next ones are taken while these are handled: a commit is a long wait. Where we had to wait for the
+                # store, two takes are on their way, so that each commit has one: what is put in it is written as taken.
+                at_once = 2 if len(taken) >= self._batch_limit and not ahead else 1
+                if ahead and time.monotonic() > self._taken_at + WAIT_S:
+                    self._most = max(FEW, self._most // 2)
+                elif not ahead and len(taken) == self._most:
+                    self._most = min(self._most * 2, AHEAD * self._batch_limit)
+                while self._resumed.is_set() and len(takes) < at_once:
+                    takes.append(self._take())
                 while rest and not self._ceased:
                     wait = self._hand_on(self._portion(rest))
                     if wait is not None:
@@ -333,7 +357,7 @@ class DurableQueue:
                 self._moved.set()
         finally:
             self._reading = False
-            if taking is not None:
+            for taking in takes:
                 taking.cancel()
                 await asyncio.wait([taking])
                 if not taking.cancelled() and taking.exception() is None:
@@ -343,26 +367,29 @@ class DurableQueue:
                 with suppress(Stopped):
                     self._store.back(self._channel, [one.id for one in rest], charged=False)
 
-    def _portion(self, rest: deque[Taken]) -> list[Taken]:
+    def _portion(self, rest: list[Taken]) -> list[Taken]:
         """The next ones to hand on. One that was in hand when a process died goes alone: it may have been the cause."""
-        if rest[0].suspect:
-            self._suspect = (rest[0].id, asyncio.get_running_loop().create_future())
-            return [rest.popleft()]
-        portion: list[Taken] = []
-        while rest and len(portion) < self._batch_limit and not rest[0].suspect:
-            portion.append(rest.popleft())
+        portion = rest[: self._batch_limit]
+        if portion[0].suspect:
+            portion = portion[:1]
+            self._suspect = (portion[0].id, asyncio.get_running_loop().create_future())
+        elif [one for one in portion if one.suspect]:
+            portion = list(takewhile(lambda one: not one.suspect, portion))
+        del rest[: len(portion)]
         return portion
 
     def _take(self) -> asyncio.Task[list[Taken]]:
-        taking = self._store.take(self._channel, AHEAD * self._batch_limit, self._were_taken)
+        taking = self._store.take(self._channel, self._most, self._were_taken)
         return asyncio.get_running_loop().create_task(taking, name=f"furcula takes for {self.name}")
 
     def _were_taken(self, count: int) -> None:
         self._taken += count
+        self._taken_at = time.monotonic()
 
     def _hand_on(self, taken: list[Taken]) -> Awaitable[None] | None:
         self._taken -= len(taken)
-        taken = [one for one in taken if not self._worn_out(one)]
+        if [one for one in taken if one.attempts > self._options.max_deliveries]:
+            taken = [one for one in taken if not self._worn_out(one)]
         try:
             events = decode_each([one.body for one in taken])
         except InputError:
@@ -373,8 +400,9 @@ class DurableQueue:
         self._store.begun(self._channel, taken[-1].id)
         origin = self._origin
         for one, event in zip(taken, events, strict=True):
+            # By place, which takes half the time that it takes by name.
             event._receipt = _Stored(
-                (), created=event.created, origin=origin, queue=self, row=one.id, attempts=one.attempts
+                (), 1, None, event._created or event.created, None, "", None, origin, self, one.id, one.attempts
             )
         origin.admit(len(events))
         self._in_hand += len(events)
@@ -403,18 +431,17 @@ class DurableQueue:
                 self._reject(one.id, Failure(self.name, "InputError", str(error)), one.attempts)
         return good, events
 
-    def finished(self, row: int) -> None:
-        """The event of this row was delivered."""
-        self._finished.append(row)
-        if not self._telling:
-            self._telling = True
-            asyncio.get_running_loop().call_soon(self._tell)
+    def _tell_soon(self) -> None:
+        self._telling = True
+        asyncio.get_running_loop().call_soon(self._tell)
 
     def settled(self, slot: _Stored) -> None:
         """An event of several shares is settled, or one that was not delivered."""
         fate = slot.fate or "dropped"
         if fate == "delivered":
-            self.finished(slot.row)
+            self._finished.append(slot.row)
+            if not self._telling:
+                self._tell_soon()
             return
         word = verdict(slot, slot.attempts, self._options.max_deliveries)
         self._origin.settle(fate, 1, slot.reason)
@@ -496,10 +523,11 @@ class DurableQueue:
         while True:
             self._moved.clear()
             try:
-                settled = self._settlements
-                all_read = not await self._store.do(lambda file: file.has_unread(self._channel))
-                # What was settled meanwhile may have gone back behind this look.
-                self._all_read = all_read and settled == self._settlements
+                if not self._reading and not self._taken:
+                    settled = self._settlements
+                    all_read = not await self._store.do(lambda file: file.has_unread(self._channel))
+                    # What was settled meanwhile may have gone back behind this look.
+                    self._all_read = all_read and settled == self._settlements
             except Stopped:
                 return
             except StoreError as error:
@@ -534,6 +562,7 @@ class DurableQueue:
         held = [event for batch in self._storing.values() for event in batch]
         held += [event for batch, _ in self._waiting for event in batch]
         self._storing.clear()
+        self._storing_count = 0
         for _, sender in self._waiting:
             if not sender.done():
                 sender.set_result(None)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -39,8 +40,10 @@ CHECKED_BYTES = 256 * 1024 * 1024
 
 _log = logging.getLogger("furcula.store")
 
-#: Rows that are inserted by one statement.
-_ROWS = (256, 32, 4, 1)
+#: Rows that are inserted by one statement, as long as SQLite's limit of its parameters allows.
+_ROWS = (1024, 512, 256, 128, 64, 32, 16, 8, 4, 2, 1)
+#: Statements that are kept prepared: those above for some queues, and all others.
+_STATEMENTS = 256
 
 _TABLES = """
 CREATE TABLE channel (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -110,6 +113,21 @@ class Letter(msgspec.Struct, frozen=True):
     id: int = 0
 
 
+class _Known:
+    """What a connection knows of a queue, as long as no other one writes to the file.
+
+    Attributes:
+        unread: No row before this one may be taken; None: there is none that may.
+        due: When the first one is due of those that wait for their time, as Unix time; None: that is not known.
+    """
+
+    __slots__ = ("due", "unread")
+
+    def __init__(self) -> None:
+        self.unread: int | None = 0
+        self.due: float | None = None
+
+
 _LETTER = "id, at, flow, module, path, error, message, traceback, attempts, queue, replay, event"
 
 
@@ -131,12 +149,26 @@ class StoreFile:
     def __init__(self, path: str | Path, *, busy_s: float = 2.0, owns: bool = True, exists: bool = False):
         self.path = Path(path).resolve()
         self._channels: dict[str, int] = {}
+        #: What was put and what is done within this transaction, by queue. It is written when it must be, at the latest
+        #: by `commit`: all of one queue at once.
+        self._put: dict[int, list[bytes]] = {}
+        self._done: dict[int, list[int]] = {}
+        #: What this connection knows of its queues, as long as no other has written to the file.
+        self._known: dict[int, _Known] = {}
+        self._known_of = -1
+        self._looked = False
+        self._took_over_at = -math.inf
         self._ownership: Ownership | None = None
         self._owner = 0
         self._identity: tuple[int, int] | None = None
         log = self._look_first(exists)
         try:
-            self._db = sqlite3.connect(self.path, timeout=busy_s, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(
+                self.path, timeout=busy_s, isolation_level=None, check_same_thread=False, cached_statements=_STATEMENTS
+            )
+            self._rows = tuple(
+                rows for rows in _ROWS if rows <= self._db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER)
+            )
         except sqlite3.Error as error:
             raise self.explained(error) from error
         try:
@@ -341,27 +373,40 @@ class StoreFile:
         return result
 
     def begin(self) -> None:
+        self._looked = False
         try:
             self._db.execute("BEGIN IMMEDIATE")
         except sqlite3.Error as error:
             raise self.explained(error) from error
 
     def commit(self) -> None:
+        """End the transaction. On return it is on the disk."""
         try:
+            for number in {*self._put, *self._done}:
+                self._write(number)
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             raise self.explained(error) from error
 
     def roll_back(self) -> None:
         self._channels.clear()  # what was made within may be gone
+        self._known.clear()
+        self._put.clear()
+        self._done.clear()
         try:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
         except sqlite3.Error as error:
             _log.error("%s: %s", self.path, error)
 
-    def seen_version(self) -> int:
-        """A number that changes when another connection has committed something."""
+    def others_wrote(self) -> bool:
+        """Has another connection, of this process or another, committed something since this one last took?"""
+        try:
+            return self._version() != self._known_of
+        except sqlite3.Error:  # whoever takes next meets it too, and says it
+            return False
+
+    def _version(self) -> int:
         (version,) = self._db.execute("PRAGMA data_version").fetchone()
         return int(version)
 
@@ -377,38 +422,98 @@ class StoreFile:
             self._channels[channel] = number
         return number
 
+    def _table(self, channel: str) -> int:
+        """The number of a queue's tables, in which everything stands that was put and is not done."""
+        number = self._queue(channel)
+        self._write(number)
+        return number
+
+    def _write(self, number: int) -> None:
+        """Write what was put and what is done within this transaction."""
+        ids = self._done.pop(number, None)
+        if ids:
+            self._db.executemany(
+                f"DELETE FROM queue_{number} WHERE id BETWEEN ? AND ? AND owner = {self._owner}", _ranges(ids)
+            )
+        bodies = self._put.pop(number, None)
+        if bodies:
+            last = self._insert(number, "(body)", "(?)", bodies)
+            known = self._known.get(number)
+            if known is not None and known.unread is None:
+                known.unread = last - len(bodies) + 1
+
+    def _insert(self, number: int, columns: str, values: str, bodies: Sequence[bytes]) -> int:
+        """Add rows to the end of a queue, and return the last one's number; they follow each other.
+
+        Many rows in one statement: between two statements Python's lock is let go and taken again, and whoever has it
+        meanwhile (the event loop) keeps it for a while. A handful of sizes, so that statements are prepared once.
+        """
+        insert = f"INSERT INTO queue_{number} {columns} VALUES "
+        at = 0
+        last = 0
+        for size in self._rows:
+            while len(bodies) - at >= size:
+                # As bytearrays: for bytes the module looks each time whether somebody has registered an adapter, which
+                # takes as long as all the rest.
+                rows = [*map(bytearray, bodies[at : at + size])]
+                last = self._db.execute(insert + ",".join([values] * size), rows).lastrowid or 0
+                at += size
+        return last
+
+    def _knowledge(self, number: int) -> _Known:
+        """What is known of a queue. Within a transaction, which keeps others from writing, one look is enough."""
+        if not (self._looked and self._db.in_transaction):
+            self._looked = True
+            version = self._version()
+            if version != self._known_of:
+                self._known_of = version
+                self._known.clear()
+        known = self._known.get(number)
+        if known is None:
+            known = self._known[number] = _Known()
+        return known
+
     def put(self, channel: str, bodies: Sequence[bytes]) -> None:
         """Add bodies to the end of a queue, in their order."""
-        insert = f"INSERT INTO queue_{self._queue(channel)} (body) VALUES "
-        at = 0
-        # Many rows in one statement: between two statements Python's lock is let go and taken again, and whoever has
-        # it meanwhile (the event loop) keeps it for a while. A handful of sizes, so that statements are prepared once.
-        for size in _ROWS:
-            values = ",".join(["(?)"] * size)
-            while len(bodies) - at >= size:
-                self._db.execute(insert + values, bodies[at : at + size])
-                at += size
+        self._put.setdefault(self._queue(channel), []).extend(bodies)
 
     def take(self, channel: str, most: int, now: float | None = None) -> list[Taken]:
         """The next bodies of a queue, at most `most`; they are this owner's, and an attempt is charged for each.
 
-        An attempt that was not `begun` when this process dies is taken back.
+        An attempt that was not `begun` when this process dies is taken back. What was put in the same transaction is
+        written once, as taken.
         """
         number = self._queue(channel)
-        self._bring_due(number, time.time() if now is None else now)
+        known = self._knowledge(number)
+        self._bring_due(number, known, time.time() if now is None else now)
+        taken = self._take_stored(number, known, most)
+        fresh = self._put.get(number)
+        if fresh and len(taken) < most:
+            bodies = fresh[: most - len(taken)]
+            del fresh[: len(bodies)]
+            last = self._insert(number, "(owner, attempts, body)", f"({self._owner}, 1, ?)", bodies)
+            taken += [Taken(id, 1, 0, body) for id, body in enumerate(bodies, last - len(bodies) + 1)]
+        return taken
+
+    def _take_stored(self, number: int, known: _Known, most: int) -> list[Taken]:
+        if known.unread is None:
+            return []
         rows = self._db.execute(
-            f"SELECT id, attempts + 1, suspect, body FROM queue_{number} WHERE owner = 0 ORDER BY id LIMIT ?", (most,)
+            f"SELECT id, attempts + 1, suspect, body FROM queue_{number} WHERE id >= ? AND owner = 0 "
+            "ORDER BY id LIMIT ?",
+            (known.unread, most),
         ).fetchall()
         if rows:
             self._db.execute(
                 f"UPDATE queue_{number} SET owner = ?, attempts = attempts + 1 WHERE id BETWEEN ? AND ? AND owner = 0",
                 (self._owner, rows[0][0], rows[-1][0]),
             )
+        known.unread = rows[-1][0] + 1 if len(rows) == most else None
         return [Taken(*row) for row in rows]
 
-    def _bring_due(self, number: int, now: float) -> None:
+    def _bring_due(self, number: int, known: _Known, now: float) -> None:
         """Put back what has waited long enough, to its old place."""
-        if self._db.execute(f"SELECT 1 FROM later_{number} WHERE due <= ? LIMIT 1", (now,)).fetchone() is None:
+        if self._due(number, known) > now:
             return
         self._db.execute(
             f"INSERT INTO queue_{number} (id, attempts, body) SELECT id, attempts, body FROM later_{number} "
@@ -416,19 +521,18 @@ class StoreFile:
             (now,),
         )
         self._db.execute(f"DELETE FROM later_{number} WHERE due <= ?", (now,))
+        known.unread = 0
+        known.due = None
 
     def done(self, channel: str, ids: Iterable[int]) -> None:
         """Remove what this owner has taken."""
-        table = f"queue_{self._queue(channel)}"
-        self._db.executemany(
-            f"DELETE FROM {table} WHERE id BETWEEN ? AND ? AND owner = ?",
-            [(first, last, self._owner) for first, last in _ranges(ids)],
-        )
+        self._done.setdefault(self._queue(channel), []).extend(ids)
 
     def back(self, channel: str, ids: Iterable[int], *, delay_s: float = 0.0, charged: bool = True) -> None:
         """Give back what this owner has taken: to its old place, to be handed out after `delay_s` seconds."""
         number = self._queue(channel)
         rows = [(row, self._owner) for row in ids]
+        self._known.pop(number, None)
         if delay_s:
             due = time.time() + delay_s
             self._db.executemany(
@@ -445,7 +549,7 @@ class StoreFile:
 
     def count(self, channel: str) -> int:
         """How many bodies are in a queue, those in hand and those that wait for their time included."""
-        number = self._queue(channel)
+        number = self._table(channel)
         (count,) = self._db.execute(
             f"SELECT (SELECT count(*) FROM queue_{number}) + (SELECT count(*) FROM later_{number})"
         ).fetchone()
@@ -453,7 +557,7 @@ class StoreFile:
 
     def peek(self, channel: str, most: int = -1) -> list[bytes]:
         """The first bodies of a queue, those in hand included; they stay where they are."""
-        number = self._queue(channel)
+        number = self._table(channel)
         rows = self._db.execute(
             f"SELECT id, body FROM queue_{number} UNION ALL SELECT id, body FROM later_{number} ORDER BY id LIMIT ?",
             (most,),
@@ -466,11 +570,23 @@ class StoreFile:
 
     def visible_at(self, channel: str) -> float | None:
         """The Unix time at which the next body may be taken; None: there is none that nobody has in hand."""
-        number = self._queue(channel)
-        if self._db.execute(f"SELECT 1 FROM queue_{number} WHERE owner = 0 LIMIT 1").fetchone() is not None:
-            return 0.0
-        (found,) = self._db.execute(f"SELECT min(due) FROM later_{number}").fetchone()
-        return found if found is None else float(found)
+        number = self._table(channel)
+        known = self._knowledge(number)
+        if known.unread is not None:
+            found = self._db.execute(
+                f"SELECT id FROM queue_{number} WHERE id >= ? AND owner = 0 ORDER BY id LIMIT 1", (known.unread,)
+            ).fetchone()
+            known.unread = None if found is None else found[0]
+            if found is not None:
+                return 0.0
+        due = self._due(number, known)
+        return None if due == math.inf else due
+
+    def _due(self, number: int, known: _Known) -> float:
+        if known.due is None:
+            (due,) = self._db.execute(f"SELECT min(due) FROM later_{number}").fetchone()
+            known.due = math.inf if due is None else float(due)
+        return known.due
 
     def channels(self) -> list[str]:
         """The names of the queues."""
@@ -478,15 +594,23 @@ class StoreFile:
 
     def take_over(self) -> int:
         """Give back what owners had in hand that have gone. Returns how many bodies that were."""
+        self._took_over_at = time.monotonic()
         found = 0
         for number, name in self._db.execute("SELECT id, name FROM owner").fetchall():
             if number != self._owner and not is_alive(self.path, name):
                 found += self._disown(number, begun_by(self.path, name))
         return found
 
+    def take_over_soon(self, every_s: float) -> float:
+        """`take_over`, unless that was done less than `every_s` seconds ago. Returns seconds until it is due again."""
+        if time.monotonic() >= self._took_over_at + every_s:
+            self.take_over()
+        return self._took_over_at + every_s - time.monotonic()
+
     def _disown(self, number: int, begun: Mapping[int, int]) -> int:
         """What an owner has in hand is anybody's. What it had begun is charged, and suspect."""
         found = 0
+        self._known.clear()
         for table, name in self._db.execute("SELECT id, name FROM channel").fetchall():
             last = begun.get(channel_mark(name), 0)
             self._db.execute(

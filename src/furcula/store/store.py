@@ -12,14 +12,12 @@ from typing import TypeVar
 
 from furcula.errors import Stopped
 from furcula.store.file import Letter, StoreFile, Taken, note_closed, note_open
-from furcula.store.writer import Writer, shared
+from furcula.store.writer import LOOK_S, NotYet, Writer, shared
 
 __all__ = ["Store"]
 
 T = TypeVar("T")
 
-#: Seconds between two looks whether another process has brought something.
-LOOK_S = 0.025
 #: Seconds between two looks whether another process has died with something in hand.
 TAKE_OVER_S = 1.0
 
@@ -41,7 +39,7 @@ class Store:
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = (0, 0)
         #: Takes that the writer has not answered.
-        self._taking: set[asyncio.Future[tuple[list[Taken], float | None]]] = set()
+        self._taking: set[asyncio.Future[list[Taken] | NotYet]] = set()
         self._waiting: dict[str, list[asyncio.Future[None]]] = {}
 
     async def open(self) -> None:
@@ -62,6 +60,10 @@ class Store:
 
     async def close(self) -> None:
         """Write what waits to be written, and let go. What was taken and not spoken of is released. May be repeated."""
+        if self._writer is not None:
+            for taking in list(self._taking):
+                if self._writer.withdraw(taking):
+                    taking.set_exception(self._closed())
         if self._taking:  # what comes of it is given back, below
             await asyncio.wait(self._taking)
         writer, self._writer = self._writer, None
@@ -102,51 +104,41 @@ class Store:
         Args:
             told: Called with how many were taken, before anything else hears of what was done in the store after that.
         """
-        while True:
-            woken = self._wait(channel)
-            try:
-                taken, next_at = await self._take_now(channel, most, told)
-                if taken:
-                    return taken
-                wait_s = TAKE_OVER_S if next_at is None else min(TAKE_OVER_S, next_at - time.time())
-                self._look()
-                await asyncio.wait([woken], timeout=max(wait_s, 0.001))
-                if woken.done():
-                    woken.result()
-            finally:
-                self._wait_no_more(channel, woken)
+        writer = self._writer
+        if writer is None:
+            raise self._closed()
 
-    async def _take_now(
-        self, channel: str, most: int, told: Callable[[int], None] | None
-    ) -> tuple[list[Taken], float | None]:
-        def take(file: StoreFile) -> tuple[list[Taken], float | None]:
+        def take(file: StoreFile) -> list[Taken] | NotYet:
+            wait_s = file.take_over_soon(TAKE_OVER_S)
             taken = file.take(channel, most)
             if taken:
-                return taken, None
-            if file.take_over():
-                taken = file.take(channel, most)
-            return taken, file.visible_at(channel)
+                return taken
+            next_at = file.visible_at(channel)
+            return NotYet(max(0.001, wait_s if next_at is None else min(wait_s, next_at - time.time())))
 
-        taking = self.do(take)
+        taking = writer.submit(take, patient=True)
         self._taking.add(taking)
+        taking.add_done_callback(self._taking.discard)
         if told is not None:
-            taking.add_done_callback(lambda done: _tell(done, told))
+            taking.add_done_callback(lambda done: told(len(_taken(done))))
         try:
-            return await asyncio.shield(taking)
+            taken: list[Taken] | NotYet = await asyncio.shield(taking)
         except asyncio.CancelledError:
             if taking.done():
                 self._give_back(channel, taking)
+            elif writer.withdraw(taking):
+                taking.cancel()
             else:
                 taking.add_done_callback(lambda done: self._give_back(channel, done))
             raise
-        finally:
-            taking.add_done_callback(self._taking.discard)
+        if isinstance(taken, NotYet):
+            raise self._closed()
+        return taken
 
-    def _give_back(self, channel: str, taking: asyncio.Future[tuple[list[Taken], float | None]]) -> None:
-        if not taking.cancelled() and taking.exception() is None and self._writer is not None:
-            taken, _ = taking.result()
-            if taken:
-                self.back(channel, [one.id for one in taken], charged=False)
+    def _give_back(self, channel: str, taking: asyncio.Future[list[Taken] | NotYet]) -> None:
+        taken = _taken(taking)
+        if taken and self._writer is not None:
+            self.back(channel, [one.id for one in taken], charged=False)
 
     def begun(self, channel: str, last: int) -> None:
         """Note, before they are handled, that the bodies up to this one are being handled. See `StoreFile.begun`."""
@@ -233,9 +225,11 @@ class Store:
         await self.do(lambda file: file.bury(kept))
 
 
-def _tell(taking: asyncio.Future[tuple[list[Taken], float | None]], told: Callable[[int], None]) -> None:
-    if not taking.cancelled() and taking.exception() is None:
-        told(len(taking.result()[0]))
+def _taken(taking: asyncio.Future[list[Taken] | NotYet]) -> list[Taken]:
+    if taking.cancelled() or taking.exception() is not None:
+        return []
+    taken = taking.result()
+    return [] if isinstance(taken, NotYet) else taken
 
 
 def _close_again(opening: asyncio.Future[Writer]) -> None:
