@@ -4,7 +4,8 @@ What must hold at the end, of all numbers:
 
 * each is at the sink that knows its id, once: none is lost;
 * at the plain sink, which keeps what it is given, those that come twice are no more than what the workers that were
-  killed, frozen or cut off can have had in hand;
+  killed, frozen or cut off can have had in hand; and each of them was in hand, as far as the server knew, when
+  something broke or its part was taken over: none comes again that was done with long before (`Chaos._outside`);
 * of each key, the first time of each number comes in their order; with repeats removed the sequence grows;
 * nothing waits, and there are no dead letters.
 """
@@ -31,6 +32,7 @@ from tests.cluster.worker_chaos import BATCH, WINDOW, flow_of
 
 from furcula.cluster.client import Access
 from furcula.cluster.operating import operating
+from furcula.engine.parts import share_of
 
 __all__ = ["Figures", "run"]
 
@@ -48,6 +50,8 @@ DEEDS = {
 PARTITIONS, PREFETCH = 12, 256
 #: Events of a message, at most: the source gives so many at once.
 MESSAGE = 256
+#: What a worker says when something of its is another's.
+PASSED = ("is another worker's now", "has passed to another")
 WORKERS = {"main": 2, "middle": 3, "sink": 2}
 
 
@@ -61,6 +65,8 @@ class Figures(msgspec.Struct):
     lost: int = 0
     duplicates: int = 0
     most_duplicates: int = 0
+    #: Of the duplicates, those that cannot have been in hand when they came again.
+    outside: int = 0
     twice_at_once: int = 0
     out_of_order: int = 0
     takeovers: int = 0
@@ -79,7 +85,8 @@ class Figures(msgspec.Struct):
             f"  {deeds}\n"
             f"  take-overs {self.takeovers}, lost {self.lost}, out of order {self.out_of_order}, "
             f"twice at the sink that knows ids {self.twice_at_once}\n"
-            f"  duplicates at the plain sink {self.duplicates} (at most {self.most_duplicates}), "
+            f"  duplicates at the plain sink {self.duplicates} (at most {self.most_duplicates}; "
+            f"{self.outside} that were not in hand), "
             f"dead letters {self.dead_letters}, lag {self.lag}, by version {self.versions}"
             + "".join(f"\n  skipped: {reason}" for reason in self.skipped)
         )
@@ -141,6 +148,8 @@ class Chaos:
         self._count = 0
         self._arrived = threading.Event()
         self._version = 1
+        #: From when to when something was broken, by the clock on the wall.
+        self._broken: list[tuple[float, float]] = []
         possible = [deed for deed in DEEDS if self._may(deed)]
         chosen = self._draw.choices(possible, [DEEDS[deed] for deed in possible], k=max(0, deeds - len(must)))
         self._plan = [*(deed for deed in must if self._may(deed)), *chosen]
@@ -185,6 +194,12 @@ class Chaos:
 
     def _do(self, deed: str) -> None:
         self.figures.deeds[deed] = self.figures.deeds.get(deed, 0) + 1
+        interrupted, began = self.figures.most_duplicates, time.time()
+        self._break(deed)
+        if self.figures.most_duplicates > interrupted:
+            self._broken.append((began, time.time()))
+
+    def _break(self, deed: str) -> None:
         if deed == "kill a worker":
             worker = self._one()
             worker.kill()
@@ -377,6 +392,7 @@ class Chaos:
         figures.lost = len(set(range(self.events)) - set(rows))
         figures.duplicates = len(numbers) - len(set(numbers))
         figures.versions = dict(Counter(int(line[2]) for line in lines))
+        figures.outside = self._outside(lines)
         last: dict[str, int] = {}
         seen: set[int] = set()
         for number, line in zip(numbers, lines, strict=True):
@@ -387,10 +403,38 @@ class Chaos:
                 figures.out_of_order += 1
             last[line[1]] = number
         for worker in [*self._workers, *self._gone]:
-            figures.takeovers += worker.said.count("is another worker's now") + worker.said.count(
-                "has passed to another"
-            )
+            figures.takeovers += sum(worker.said.count(words) for words in PASSED)
         figures.lag, figures.dead_letters = asyncio.run(self._left())
+
+    def _outside(self, lines: Sequence[Sequence[str]]) -> int:
+        """How many came again that were not in hand: done with long before, or with nothing broken.
+
+        What a worker has in hand of a part is `prefetch` events and one message more; what the server has not heard to
+        be done it gives again after `ack_wait`, or a lease later when the worker has lost its part. So an event that
+        comes again is one of the last of its part, or came first not long ago; and meanwhile, or shortly before that,
+        something was broken or passed to another worker.
+        """
+        soon_s = 2 * (self._cluster["ack_wait"] + self._lease)
+        broken = [*self._broken, *((at, at) for at in self._passed())]
+        came = [0] * PARTITIONS
+        first: dict[int, tuple[int, float]] = {}
+        outside = 0
+        for number, key, _, _, said in lines:
+            part, at = share_of(key, PARTITIONS), float(said)
+            if int(number) not in first:
+                came[part] += 1
+                first[int(number)] = (came[part], at)
+                continue
+            place, first_at = first[int(number)]
+            in_hand = came[part] - place <= PREFETCH + MESSAGE or at - first_at <= soon_s
+            outside += not (in_hand and any(began <= at and first_at <= ended + soon_s for began, ended in broken))
+        return outside
+
+    def _passed(self) -> list[float]:
+        """When a worker has said that something of its was taken over by another, by the clock on the wall."""
+        said = [line for worker in [*self._workers, *self._gone] for line in worker.said.splitlines()]
+        passed = [line for line in said if any(words in line for words in PASSED)]
+        return [time.mktime(time.strptime(line[:19], "%Y-%m-%d %H:%M:%S")) for line in passed]
 
     async def _left(self) -> tuple[int, int]:
         settings: dict[str, Any] = {
@@ -415,6 +459,7 @@ def check(figures: Figures) -> None:
     assert figures.twice_at_once == 0, figures
     assert figures.out_of_order == 0, figures
     assert figures.duplicates <= figures.most_duplicates, figures
+    assert figures.outside == 0, figures
     assert figures.dead_letters == 0, figures
     assert figures.lag == 0, figures
 

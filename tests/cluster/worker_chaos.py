@@ -12,6 +12,7 @@ import os
 import random
 import sqlite3
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,8 @@ def flow_of(settings: dict[str, Any]) -> Flow:
             tables.append(opened(Path(folder) / "once.db"))
         data = event.data
         # One file for all: what is appended stands in the order in which it happened.
-        os.write(log, b"%d %s %d %s\n" % (data["n"], data["key"].encode(), data["version"], name.encode()))
+        said = (data["n"], data["key"].encode(), data["version"], name.encode(), time.time())
+        os.write(log, b"%d %s %d %s %.3f\n" % said)
         tables[0].execute("insert or ignore into once values (?, ?)", (event.id, data["n"]))
 
     numbers >> work >> store
