@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from furcula import Director, Event, Flow, Options
-from furcula.codecs import decode_events
+from furcula.codecs import decode_events, encode_each
 from furcula.errors import ConfigurationError, DeliveryError, StartFailed
 from furcula.store import Store, StoreFile
 from furcula.testing.settled import assert_settled
@@ -340,3 +342,57 @@ async def test_what_is_stored_as_text_is_what_it_was_where_the_module_says_its_t
     flow.source(lambda: [when], "times") >> flow.module(note, "note", queue={"durable": str(store)})
     assert_settled(await flow.run_async())
     assert seen == [when]
+
+
+async def test_while_a_module_is_paused_others_get_what_comes(store: Path) -> None:
+    flow, seen = Flow("orders"), []  # type: ignore[var-annotated]
+    work = flow.module(lambda event: seen.append(event.data), "work", options=Options.of(queue={"durable": str(store)}))
+    flow.use("inlet", "in") >> work
+    async with Director(flow) as director:
+        await director.put("in", "first", settled=True)
+        while not seen:
+            await asyncio.sleep(0.001)
+        queue = director._durable[0]
+        while not any(not take.done() for take in queue._takes):  # it waits for the next ones
+            await asyncio.sleep(0.001)
+        director.pause("work")
+        while not all(take.done() for take in queue._takes):
+            await asyncio.sleep(0.001)
+        file = StoreFile(store)
+        file.transaction(lambda: file.put("orders/work", encode_each([Event(number) for number in range(100)])))
+        assert len(file.transaction(lambda: file.take("orders/work", 1000))) == 100
+        file.close()  # which gives them back
+        director.resume("work")
+        while len(seen) < 101:
+            await asyncio.sleep(0.001)
+    assert seen == ["first", *range(100)]
+
+
+async def test_a_queue_never_holds_more_than_its_size(store: Path) -> None:
+    flow, draw, most = Flow("orders"), random.Random(1), 0
+
+    def source(name: str) -> Any:
+        async def numbers() -> Any:
+            for number in range(4000):
+                yield number
+                if draw.random() < 0.02:
+                    await asyncio.sleep(draw.choice((0, 0.001, 0.003)))
+
+        return flow.source(numbers, name)
+
+    async def work(event: Event) -> None:
+        if draw.random() < 0.05:
+            await asyncio.sleep(draw.choice((0, 0.001, 0.002)))
+
+    options = Options.of(concurrency=50, order="none", queue={"durable": str(store), "size": 100})
+    work_ = flow.module(work, options=options)
+    source("one") >> work_
+    source("two") >> work_
+    async with Director(flow) as director:
+        look = sqlite3.connect(store)
+        ended = asyncio.create_task(director.wait())
+        while not ended.done():
+            most = max(most, look.execute("SELECT count(*) FROM queue_1").fetchone()[0])
+            await asyncio.sleep(0.001)
+        look.close()
+    assert 0 < most <= 100

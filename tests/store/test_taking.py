@@ -311,3 +311,41 @@ async def test_what_a_dead_process_had_in_hand_is_handed_out_also_while_the_queu
             found = taken.body
     assert taken.attempts == 1
     await store.close()
+
+
+def test_what_is_given_back_untried_stays_suspect(path: Path) -> None:
+    dead = "import sys; from furcula.store import StoreFile; f = StoreFile(sys.argv[1]); "
+    dead += "f.transaction(lambda: f.put('work', [b'1', b'2'])); f.transaction(lambda: f.take('work', 9)); "
+    subprocess.run([sys.executable, "-c", dead + "f.begun('work', 1); import os; os._exit(0)", str(path)], check=True)
+    file = StoreFile(path)
+    for _ in range(2):  # an orderly stop, before they were begun with
+        file.transaction(file.take_over)
+        taken = file.transaction(lambda: file.take("work", 9))
+        assert [(one.body, one.attempts, one.suspect) for one in taken] == [(b"1", 2, 1), (b"2", 1, 0)]
+        ids = [one.id for one in taken]
+        file.transaction(lambda ids=ids: file.back("work", ids, charged=False))  # type: ignore[misc]
+    taken = file.transaction(lambda: file.take("work", 1))
+    file.transaction(lambda: file.back("work", [taken[0].id]))
+    assert file.transaction(lambda: file.take("work", 1))[0].suspect == 0  # it was tried, and has come back
+    file.close()
+
+
+async def test_what_comes_too_late_for_who_waited_goes_back_untried_and_untold(path: Path) -> None:
+    store = Store(path)
+    await store.open()
+    told: list[int] = []
+    await store.count("work")  # so that the queue is there to be looked at
+    waiting = asyncio.create_task(store.take("work", 10, told.append))
+    while not store._taking:
+        await asyncio.sleep(0)
+    store.do(lambda file: file.put("work", [b"1", b"2"]))
+    look = sqlite3.connect(path)
+    while not look.execute("SELECT count(*) FROM queue_1 WHERE owner != 0").fetchone()[0]:
+        time.sleep(0.001)  # noqa: ASYNC251 -- the loop must not turn: it would hand over what was taken
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    look.close()
+    taken = await asyncio.wait_for(store.take("work", 10), 20)
+    assert [(one.body, one.attempts) for one in taken] == [(b"1", 1), (b"2", 1)]
+    assert sum(told) == 0
+    await store.close()

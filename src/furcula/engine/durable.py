@@ -121,6 +121,7 @@ class DurableQueue:
         self._in_hand = 0
         #: Of those in hand in the store, the ones that have not been handed on.
         self._taken = 0
+        self._takes: deque[asyncio.Task[list[Taken]]] = deque()
         #: So many are taken at once; and when the last ones were.
         self._most = batch_limit
         self._taken_at = 0.0
@@ -134,6 +135,8 @@ class DurableQueue:
         #: Events that may be stored before the store is asked again how many it has.
         self._room = 0
         self._counting = False
+        #: How many more are in the queue than when the store was asked to count them.
+        self._since = 0
         self._fewer: asyncio.Future[None] | None = None
         self._finished: list[int] = []
         self._telling = False
@@ -198,6 +201,7 @@ class DurableQueue:
             self._refuse_all(error)
             return
         self._counting = True
+        self._since = 0
         counting.add_done_callback(self._counted)
 
     def _counted(self, counting: asyncio.Future[int]) -> None:
@@ -205,7 +209,7 @@ class DurableQueue:
         if counting.cancelled() or (error := counting.exception()) is not None:
             self._refuse_all(error if isinstance(error, Exception) else Stopped("the store was closed"))
             return
-        self._count = counting.result()
+        self._count = counting.result() + self._since
         room = self._options.size - self._count
         # Half of it is left for others, who count too; the last places are given away one by one.
         self._room = (room + 1) // 2 if room > 0 else 0
@@ -261,7 +265,7 @@ class DurableQueue:
         self._next += 1
         self._storing[number] = batch
         self._storing_count += len(batch)
-        self._count += len(batch)
+        self._changed(len(batch))
         self._room -= len(batch)
         storing.add_done_callback(partial(self._was_stored, number))
         if self._storing_count < STORING * self._batch_limit:
@@ -299,7 +303,7 @@ class DurableQueue:
             self.counters.delivered += len(batch)
             settle(batch, "delivered", "stored")
         else:
-            self._count -= len(batch)
+            self._changed(-len(batch))
             self._fail(batch, error if isinstance(error, Exception) else Stopped("the store was closed"))
             self._count_anew()
         fewer, self._fewer = self._fewer, None
@@ -312,7 +316,7 @@ class DurableQueue:
         spawn(self._read(), f"durable queue of {self.name}")
 
     async def _read(self) -> None:
-        takes: deque[asyncio.Task[list[Taken]]] = deque()
+        takes = self._takes
         rest: list[Taken] = []
         at_once = 1
         try:
@@ -322,8 +326,11 @@ class DurableQueue:
                     takes.append(self._take())
                 ahead = takes[0].done()
                 await asyncio.wait([takes[0]])
+                take = takes.popleft()
+                if take.cancelled():  # the module was paused
+                    continue
                 try:
-                    taken = takes.popleft().result()
+                    taken = take.result()
                 except Stopped:
                     return
                 except StoreError as error:
@@ -384,7 +391,8 @@ class DurableQueue:
 
     def _were_taken(self, count: int) -> None:
         self._taken += count
-        self._taken_at = time.monotonic()
+        if count > 0:
+            self._taken_at = time.monotonic()
 
     def _hand_on(self, taken: list[Taken]) -> Awaitable[None] | None:
         self._taken -= len(taken)
@@ -482,8 +490,13 @@ class DurableQueue:
             _log.error(text, self.name, len(rows))
         self._made_room(len(rows))
 
+    def _changed(self, by: int) -> None:
+        """So many more, or fewer, are in the queue."""
+        self._count += by
+        self._since += by
+
     def _made_room(self, count: int) -> None:
-        self._count -= count
+        self._changed(-count)
         self._room = min(self._room + count, self._options.size)
         self._let_in()
 
@@ -553,6 +566,8 @@ class DurableQueue:
 
     def pause(self) -> None:
         self._resumed.clear()
+        for take in self._takes:  # what it would bring others can handle meanwhile
+            take.cancel()
 
     def resume(self) -> None:
         self._resumed.set()

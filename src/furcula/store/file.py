@@ -529,7 +529,10 @@ class StoreFile:
         self._done.setdefault(self._queue(channel), []).extend(ids)
 
     def back(self, channel: str, ids: Iterable[int], *, delay_s: float = 0.0, charged: bool = True) -> None:
-        """Give back what this owner has taken: to its old place, to be handed out after `delay_s` seconds."""
+        """Give back what this owner has taken: to its old place, to be handed out after `delay_s` seconds.
+
+        What is not charged was not tried either, so what is suspect of it stays that.
+        """
         number = self._queue(channel)
         rows = [(row, self._owner) for row in ids]
         self._known.pop(number, None)
@@ -543,8 +546,9 @@ class StoreFile:
             self._db.executemany(f"DELETE FROM queue_{number} WHERE id = ? AND owner = ?", rows)
         else:
             self._db.executemany(
-                f"UPDATE queue_{number} SET owner = 0, suspect = 0, attempts = attempts - ? WHERE id = ? AND owner = ?",
-                [(not charged, *row) for row in rows],
+                f"UPDATE queue_{number} SET owner = 0, suspect = suspect AND ?, attempts = attempts - ? "
+                "WHERE id = ? AND owner = ?",
+                [(not charged, not charged, *row) for row in rows],
             )
 
     def count(self, channel: str) -> int:

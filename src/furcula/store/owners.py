@@ -14,7 +14,7 @@ import weakref
 from hashlib import blake2b
 from pathlib import Path
 
-from furcula.locks import is_held
+from furcula.locks import is_held, lock_now
 
 __all__ = ["Ownership", "begun_by", "channel_mark", "is_alive", "owners", "remove"]
 
@@ -92,9 +92,15 @@ def begun_by(store: Path, name: str) -> dict[int, int]:
 
 
 def remove(store: Path, name: str) -> None:
-    """Remove the file of an owner that has gone."""
+    """Remove the file of an owner that has gone; it stays if somebody has it after all."""
     with contextlib.suppress(FileNotFoundError):
-        os.unlink(store.with_name(name))
+        fd = os.open(store.with_name(name), os.O_RDWR | os.O_CLOEXEC)
+        try:
+            # Only with the lock: one that has just been made is locked, or about to be, and looked at after that.
+            if lock_now(fd):
+                os.unlink(store.with_name(name))
+        finally:
+            os.close(fd)
 
 
 _held: weakref.WeakSet[Ownership] = weakref.WeakSet()

@@ -102,7 +102,8 @@ class Store:
         """The next bodies of a queue, at least one and at most `most`. Waits for them. Cancelling loses none.
 
         Args:
-            told: Called with how many were taken, before anything else hears of what was done in the store after that.
+            told: Called with how many were taken, before anything else hears of what was done in the store after that;
+                and with as many less, where whoever waited was cancelled meanwhile and they are given back.
         """
         writer = self._writer
         if writer is None:
@@ -125,18 +126,22 @@ class Store:
             taken: list[Taken] | NotYet = await asyncio.shield(taking)
         except asyncio.CancelledError:
             if taking.done():
-                self._give_back(channel, taking)
+                self._give_back(channel, taking, told)
             elif writer.withdraw(taking):
                 taking.cancel()
             else:
-                taking.add_done_callback(lambda done: self._give_back(channel, done))
+                taking.add_done_callback(lambda done: self._give_back(channel, done, told))
             raise
         if isinstance(taken, NotYet):
             raise self._closed()
         return taken
 
-    def _give_back(self, channel: str, taking: asyncio.Future[list[Taken] | NotYet]) -> None:
+    def _give_back(
+        self, channel: str, taking: asyncio.Future[list[Taken] | NotYet], told: Callable[[int], None] | None
+    ) -> None:
         taken = _taken(taking)
+        if told is not None:
+            told(-len(taken))
         if taken and self._writer is not None:
             self.back(channel, [one.id for one in taken], charged=False)
 
