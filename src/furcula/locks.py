@@ -24,7 +24,8 @@ def is_held(path: str | Path) -> bool:
     Raises:
         OSError: It cannot be opened; FileNotFoundError where it is not there.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # Where others may put things, it could be a pipe, on which opening waits for whoever writes.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         # Shared, so that two who look at the same time do not take each other for its owner.
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

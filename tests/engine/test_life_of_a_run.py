@@ -216,7 +216,7 @@ async def test_a_source_that_is_held_and_begins_again_is_as_new_and_what_it_is_h
         def __init__(self, name: str = "desk"):
             self.said = name
             self.unasked_for: list[Any] = []
-            self.open = False
+            self.open = self.stopped = False
 
         def start(self, context: Any) -> None:
             assert not self.open, "it was opened, and is not as new"
@@ -238,5 +238,5 @@ async def test_a_source_that_is_held_and_begins_again_is_as_new_and_what_it_is_h
         await director.begin("desk")
         await director.put("in", "second", settled=True)
         instance = director.modules["desk"].instance
-        assert (instance.open, hasattr(instance, "stopped")) == (True, False)
+        assert (instance.open, instance.stopped) == (True, False)
         assert instance.unasked_for == [("front", "second")]

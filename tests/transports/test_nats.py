@@ -234,6 +234,15 @@ async def test_a_refusal_is_the_reason_also_where_the_connection_is_reset_behind
         await client.close()
 
 
+async def test_who_gives_up_connecting_leaves_nobody_behind_who_goes_on() -> None:
+    transport = NatsTransport("nats://127.0.0.1:1")
+    before = asyncio.all_tasks()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(transport.open(), 0.2)
+    assert asyncio.all_tasks() == before
+    await transport.close()
+
+
 async def test_a_server_that_is_not_there_is_an_error_that_names_it() -> None:
     transport = transport_for("nats://127.0.0.1:1?connect_timeout=300ms")
     with pytest.raises(FurculaError, match=r"nats://127\.0\.0\.1:1"):

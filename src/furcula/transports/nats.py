@@ -195,7 +195,7 @@ class NatsTransport:
         log.debug("%s: %s", self._url, error)
 
     async def _disconnected(self) -> None:
-        if not self._closed:
+        if self._client is not None and not self._closed:
             log.warning("the connection to %s is lost; connecting again", self._url)
 
     async def _reconnected(self) -> None:
@@ -431,15 +431,20 @@ async def connect(
     )
     # The library tries again also where the server has refused us for good.
     either: list[asyncio.Future[Any]] = [connecting, refusal]
-    await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-    if connecting.done() and connecting.exception() is None:
+    connected = False
+    try:
+        await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        connected = connecting.done() and connecting.exception() is None
+    finally:
+        if not connected:  # also when whoever connects has been cancelled
+            connecting.cancel()
+            await asyncio.wait([connecting], timeout=5)
+            with contextlib.suppress(Exception):
+                await client.close()
+    if connected:
         return
-    connecting.cancel()
-    await asyncio.wait([connecting], timeout=5)
     if connecting.done() and not connecting.cancelled():
         last = str(connecting.exception() or "") or last
-    with contextlib.suppress(Exception):
-        await client.close()
     # A server that refuses us hangs up, which the library notes after the reason.
     reason = refusal.result() if refusal.done() else last
     raise FurculaError(f"no connection to {shown} within {timeout_s:g} s: {reason}")

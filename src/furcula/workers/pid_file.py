@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from pathlib import Path
 
 from furcula.errors import FurculaError
 from furcula.locks import is_held, lock_now
 
 __all__ = ["PidFile", "is_alive", "read_pid", "running_pid"]
+
+#: Who looks whether the file is locked has a lock for a moment, too: it is waited for.
+LOOKED_AT_S = 0.1
 
 
 class PidFile:
@@ -37,11 +41,14 @@ class PidFile:
         return self
 
     def _taken(self) -> int:
+        patience = time.monotonic() + LOOKED_AT_S
         while True:
             fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                if not lock_now(fd):
-                    raise self._refused(fd)
+                while not lock_now(fd):
+                    if time.monotonic() > patience:
+                        raise self._refused(fd)
+                    time.sleep(LOOKED_AT_S / 20)
                 if self._is_current(fd):
                     break
             except BaseException:

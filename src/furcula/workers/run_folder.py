@@ -38,6 +38,8 @@ def run_folder() -> Iterator[Path]:
 
 
 def _remove_if_dead(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # another user's, or another run removes it at the same time
+    with contextlib.suppress(OSError):  # another run removes it at the same time
+        if folder.lstat().st_uid != os.getuid() or folder.is_symlink():
+            return
         if not any(is_held(lock) for lock in folder.glob("*.lock")):
             shutil.rmtree(folder)

@@ -10,6 +10,8 @@ import asyncio
 import itertools
 import os
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -23,8 +25,9 @@ from tests.services import free_port
 from furcula.engine.director import Director
 from furcula.event import Event
 from furcula.module import BatchFailed
+from furcula.modules.kafka.client import Caller
 from furcula.modules.kafka.consume import Consume, Progress, _Member
-from furcula.modules.kafka.produce import Produce
+from furcula.modules.kafka.produce import Produce, _Sender
 from furcula.modules.sending import Refused, Unavailable
 from furcula.options import Duration
 from furcula.run import Flow
@@ -518,3 +521,23 @@ async def test_a_process_whose_brokers_answer_nothing_any_more_ends_when_it_is_t
             if taker.returncode is None:
                 taker.kill()
                 await taker.wait()
+
+
+async def test_a_connection_that_is_given_up_while_the_library_holds_a_call_leaves_no_thread() -> None:
+    class Held:
+        def purge(self) -> None:
+            raise AssertionError("nobody waits for it any more")
+
+    held = threading.Event()
+    sender = _Sender(Held(), Caller("held"))
+    calling = asyncio.ensure_future(sender.caller.do(held.wait, 60))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(Produce._disconnect(None, sender), 0.2)  # type: ignore[arg-type]
+    with pytest.raises(ConnectionError):
+        await sender.caller.do(time.monotonic)
+    held.set()
+    await calling
+    (thread,) = [one for one in threading.enumerate() if one.name == "furcula held"] or [None]
+    if thread is not None:
+        await asyncio.to_thread(thread.join, 20)
+        assert not thread.is_alive()

@@ -22,6 +22,7 @@ except ImportError:
 
 __all__ = [
     "BROKEN",
+    "Caller",
     "Consumer",
     "KafkaError",
     "KafkaException",
@@ -29,7 +30,6 @@ __all__ = [
     "Producer",
     "TopicPartition",
     "Troubles",
-    "Worker",
     "brokers_of",
     "settings_of",
 ]
@@ -115,7 +115,7 @@ class Troubles:
                 pass
 
 
-class Worker:
+class Caller:
     """A thread in which one client's calls are made, one after the other: they block.
 
     Brokers that say nothing can hold a call, of closing too, for longer than a flow may take to stop. So the thread
@@ -124,6 +124,7 @@ class Worker:
 
     def __init__(self, name: str):
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._ended = False
         threading.Thread(target=self._run, name=f"furcula {name}", daemon=True).start()
 
     def _run(self) -> None:
@@ -131,6 +132,8 @@ class Worker:
             call()
 
     async def do(self, call: Callable[..., T], *arguments: Any) -> T:
+        if self._ended:
+            raise ConnectionError("the connection was given up")
         done: Future[T] = Future()
 
         def work() -> None:
@@ -144,5 +147,6 @@ class Worker:
         return await asyncio.wrap_future(done)
 
     def end(self) -> None:
-        """What it was given before is done."""
+        """What it was given before is done; nothing more is taken."""
+        self._ended = True
         self._calls.put(None)

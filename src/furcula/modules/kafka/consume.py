@@ -13,13 +13,13 @@ from furcula.modules.consuming import Consuming, Lost
 from furcula.modules.endpoint import Tls
 from furcula.modules.kafka.client import (
     BROKEN,
+    Caller,
     Consumer,
     KafkaError,
     KafkaException,
     Mechanism,
     TopicPartition,
     Troubles,
-    Worker,
     brokers_of,
     settings_of,
 )
@@ -67,11 +67,11 @@ class Progress:
 class _Member:
     """A consumer, the thread its calls are made in, and how far its partitions have come."""
 
-    def __init__(self, consumer: Consumer, worker: Worker):
+    def __init__(self, consumer: Consumer, caller: Caller):
         self.consumer = consumer
-        self.worker = worker
-        #: Tells the broker positions, beside the worker, which waits for records: the library allows that.
-        self.teller = Worker("positions")
+        self.caller = caller
+        #: Tells the broker positions, beside the caller, which waits for records: the library allows that.
+        self.teller = Caller("positions")
         self.partitions: dict[tuple[str, int], Progress] = {}
         self.closing = threading.Event()
         self.polled_at = time.monotonic()
@@ -216,11 +216,11 @@ class Consume(Consuming[_Member]):
             **({"group.instance.id": self._member} if self._member else {}),
             **self._settings,
         }
-        member = _Member(Consumer(settings), Worker(self._context.name))
+        member = _Member(Consumer(settings), Caller(self._context.name))
         loop = asyncio.get_running_loop()
 
         def revoked(consumer: Consumer, partitions: list[TopicPartition]) -> None:
-            # In the worker's thread, within `consume`: the partitions are ours until this returns.
+            # In the caller's thread, within `consume`: the partitions are ours until this returns.
             moved = member.positions(partitions)
             if moved:
                 self._committed(member, moved)
@@ -230,7 +230,7 @@ class Consume(Consuming[_Member]):
             self._gone(member, partitions, loop)  # they are another's already: nothing can be said of them
 
         try:
-            await member.worker.do(self._reach, member)
+            await member.caller.do(self._reach, member)
             member.consumer.subscribe(self._topics, on_revoke=revoked, on_lost=taken_away)
         except BaseException as error:
             await self._disconnect(member)
@@ -245,10 +245,10 @@ class Consume(Consuming[_Member]):
         while True:
             await asyncio.sleep(self._place_s / 2)
             if time.monotonic() - member.polled_at >= self._place_s:
-                await member.worker.do(self._show, member)
+                await member.caller.do(self._show, member)
 
     def _show(self, member: _Member) -> None:
-        """In the worker's thread: ask, with all partitions paused. What is assigned just then may bring a record."""
+        """In the caller's thread: ask, with all partitions paused. What is assigned just then may bring a record."""
         member.paused = member.consumer.assignment()
         member.consumer.pause(member.paused)
         record = member.consumer.poll(0)
@@ -257,7 +257,7 @@ class Consume(Consuming[_Member]):
         member.polled_at = time.monotonic()
 
     def _read(self, member: _Member, room: int) -> list[tuple[Any, Progress | None]]:
-        """In the worker's thread: records, each with the progress of its partition; what is an error has none."""
+        """In the caller's thread: records, each with the progress of its partition; what is an error has none."""
         member.polled_at = time.monotonic()
         if member.paused:
             paused, member.paused = member.paused, []
@@ -271,7 +271,7 @@ class Consume(Consuming[_Member]):
         return [(record, self._begun(member, record)) for record in records]
 
     def _ours(self, member: _Member, records: list[Any]) -> list[Any]:
-        """In the worker's thread: without the records of partitions that were revoked while they were read. Another has
+        """In the caller's thread: without the records of partitions that were revoked while they were read. Another has
         those, and the position that they would make us commit is an old one."""
         back: dict[tuple[str, int], int] = {}
         found = []
@@ -294,13 +294,13 @@ class Consume(Consuming[_Member]):
         return progress
 
     def _stay(self, member: _Member, names: set[tuple[str, int]]) -> None:
-        """In the worker's thread: read these partitions no further."""
+        """In the caller's thread: read these partitions no further."""
         names &= {(one.topic, one.partition) for one in member.consumer.assignment()}
         member.held |= names
         member.consumer.pause([TopicPartition(*name) for name in names])
 
     def _reach(self, member: _Member) -> None:
-        """In the worker's thread: is there a broker? A little at a time, so that it can be given up."""
+        """In the caller's thread: is there a broker? A little at a time, so that it can be given up."""
         left_s = 0.8 * self._timeout  # less than the line waits, so that what went wrong can be told
         while True:
             try:
@@ -332,9 +332,9 @@ class Consume(Consuming[_Member]):
         if self._taken is not None:
             self._taken.forget(lambda message: message.token[0] is client)
         try:
-            await client.worker.do(client.consumer.close)
+            await client.caller.do(client.consumer.close)
         finally:
-            client.worker.end()
+            client.caller.end()
             client.teller.end()
 
     # ------------------------------------------------------------------ taking and telling
@@ -342,7 +342,7 @@ class Consume(Consuming[_Member]):
     async def _next(self, client: _Member, room: int) -> list[Message]:
         if client.closing.is_set():  # it was given up while we waited for room
             raise ConnectionError("the connection was lost")
-        records = await client.worker.do(self._read, client, room)
+        records = await client.caller.do(self._read, client, room)
         found = []
         for record, progress in records:
             error = record.error()
@@ -381,7 +381,7 @@ class Consume(Consuming[_Member]):
             elif told.verdict == "reject":
                 held.add((told.message.headers["topic"], told.message.headers["partition"]))
         if held - client.held:
-            await client.worker.do(self._stay, client, held)
+            await client.caller.do(self._stay, client, held)
         moved = client.positions()
         if moved:
             try:

@@ -12,12 +12,12 @@ from furcula.modules.consuming import Lost
 from furcula.modules.endpoint import Tls
 from furcula.modules.kafka.client import (
     BROKEN,
+    Caller,
     KafkaError,
     KafkaException,
     Mechanism,
     Producer,
     Troubles,
-    Worker,
     brokers_of,
     settings_of,
 )
@@ -44,7 +44,7 @@ _LATER: Final = frozenset(
 
 class _Sender(msgspec.Struct):
     producer: Any
-    worker: Worker
+    caller: Caller
     beat: Any = None
 
 
@@ -116,9 +116,9 @@ class Produce(Producing[_Sender]):
             "error_cb": troubles.heard,
             **self._settings,
         }
-        sender = _Sender(Producer(settings), Worker(self._context.name))
+        sender = _Sender(Producer(settings), Caller(self._context.name))
         try:
-            await sender.worker.do(self._reach, sender.producer)
+            await sender.caller.do(self._reach, sender.producer)
         except BaseException as error:
             await self._disconnect(sender)
             if troubles.last and isinstance(error, KafkaException):
@@ -128,7 +128,7 @@ class Produce(Producing[_Sender]):
         return sender
 
     def _reach(self, producer: Any) -> None:
-        """In the worker's thread: is there a broker? A little at a time, so that it can be given up."""
+        """In the caller's thread: is there a broker? A little at a time, so that it can be given up."""
         left_s = 0.8 * self._timeout  # less than the line waits, so that what went wrong can be told
         while True:
             try:
@@ -143,13 +143,15 @@ class Produce(Producing[_Sender]):
     async def _ask(self, sender: _Sender) -> None:
         while True:
             await asyncio.sleep(ASK_EVERY_S)
-            await sender.worker.do(sender.producer.poll, 0)
+            await sender.caller.do(sender.producer.poll, 0)
 
     async def _disconnect(self, client: _Sender) -> None:
         if client.beat is not None:
             client.beat.cancel()
-        await client.worker.do(client.producer.purge)
-        client.worker.end()
+        try:
+            await client.caller.do(client.producer.purge)
+        finally:
+            client.caller.end()
 
     async def _send(self, client: _Sender, batch: list[Outgoing]) -> dict[int, BaseException]:
         ready: list[tuple[Outgoing, bytes | None]] = []
@@ -159,7 +161,7 @@ class Produce(Producing[_Sender]):
                 ready.append((sent, self._key(sent)))
             except Refused as error:
                 errors[sent.index] = error
-        errors.update(await client.worker.do(self._produced, client.producer, ready))
+        errors.update(await client.caller.do(self._produced, client.producer, ready))
         return errors
 
     def _key(self, sent: Outgoing) -> bytes | None:
@@ -173,7 +175,7 @@ class Produce(Producing[_Sender]):
         )
 
     def _produced(self, producer: Any, ready: list[tuple[Outgoing, bytes | None]]) -> dict[int, BaseException]:
-        """In the worker's thread: send, and wait for the reports. No longer than `timeout`."""
+        """In the caller's thread: send, and wait for the reports. No longer than `timeout`."""
         errors: dict[int, BaseException] = {}
         open_: set[int] = set()
         end = time.monotonic() + float(self._timeout)
