@@ -404,8 +404,9 @@ class _Teller:
         cluster = self.flow.cluster
         yield (
             "--cluster: delivered when stored; what a worker had in hand when it died is handled again, and what that "
-            f"sends on a second time is recognised within {_span(cluster.duplicate_window)}; a failure that nobody "
-            f"catches is a dead letter of the cluster, after {cluster.max_deliveries} tries if it is worth another"
+            f"sends on a second time is recognised within {_span(cluster.duplicate_window)}, if all the events of its "
+            f"message (512 at most) were handled within {_span(cluster.together)}; a failure that nobody catches is a "
+            f"dead letter of the cluster, after {cluster.max_deliveries} tries if it is worth another"
         )
         if _acknowledges(source) == "request":
             yield (

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import msgspec
 
 from furcula.errors import nearest
+from furcula.event import Event
 
 __all__ = [
     "Breaker",
@@ -196,6 +197,8 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         max_messages: Messages that wait for one stage (each of many events) before those who send to it have to wait.
         max_bytes: Bytes that wait for one stage before those who send to it have to wait.
         duplicate_window: So long a message that is sent a second time is recognised.
+        together: So long what the events of one message became is held back, to be sent on together. A message that
+            takes longer is sent on in parts, which are not recognised when they are sent a second time.
         partitions: Into how many parts the keys of a module are divided; at most so many workers share it.
         ack_wait: After so long without word of a worker what it had goes to another, where the order is not kept.
         lease: After so long without word of a worker another takes its place: partitions, and sources that run once.
@@ -211,6 +214,7 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_messages: int = 100_000
     max_bytes: Size = Size("1GB")
     duplicate_window: Duration = Duration("2m")
+    together: Duration = Duration("100ms")
     partitions: int = 16
     ack_wait: Duration = Duration(30)
     lease: Duration = Duration(5)
@@ -229,7 +233,7 @@ class Cluster(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("replicas must be 5 or fewer")
         if self.partitions > 1024:
             raise ValueError("partitions must be 1024 or fewer")
-        for name in ("duplicate_window", "ack_wait", "lease", "delay", "max_delay", "dead_letters_for"):
+        for name in ("duplicate_window", "together", "ack_wait", "lease", "delay", "max_delay", "dead_letters_for"):
             msgspec.structs.force_setattr(self, name, Duration(getattr(self, name)))
         msgspec.structs.force_setattr(self, "max_bytes", Size(self.max_bytes))
         if self.max_bytes < 1:  # which the server would take for "as many as there are"
@@ -255,6 +259,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         concurrency: How many events may be waiting inside a coroutine or thread at once.
         order: `kept`: events leave in the order in which they came. `none`: as they are done.
         key: A dotted path (or a function of the event): events with the same key stay in order, others overtake.
+            Those with nothing at the path have one key in common, None: they stay in order with each other.
         queue: Places in the queue in front of the module. None: as many as the engine thinks right, where one is
             needed at all. `{durable: path}`: a queue in a file (see `Durable`).
         overflow: What a full queue does: make the sender wait, or drop, or fail.
@@ -297,6 +302,11 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("processes must be 1 or more")
         if self.stage is not None and not _STAGE.fullmatch(self.stage):
             raise ValueError(f"the stage {self.stage!r} must be letters, digits, - and _, at most 64")
+        if isinstance(self.key, str):
+            try:
+                Event().has(self.key)
+            except KeyError as error:
+                raise ValueError(f"key: {error.args[0]}") from None
         if isinstance(self.queue, dict):
             msgspec.structs.force_setattr(self, "queue", convert_value(self.queue, Durable))
         if isinstance(self.queue, int) and self.queue < 1:

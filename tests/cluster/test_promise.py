@@ -125,13 +125,15 @@ async def test_a_frozen_worker_that_wakes_up_changes_nothing_any_more(
     assert all(numbers == sorted(numbers) for numbers in by_key(ends).values()), ends
 
 
+@pytest.mark.parametrize(("together", "twice"), [("100ms", 2000), ("30s", 0)])
 async def test_a_killed_worker_loses_nothing_and_its_keys_keep_their_order(
-    tmp_path: Path, flow_name: str, nats: NatsServer, start: Callable[..., Worker]
+    tmp_path: Path, flow_name: str, nats: NatsServer, start: Callable[..., Worker], together: str, twice: int
 ) -> None:
     ends: list[Any] = []
-    flow = here(tmp_path, flow_name, ends)
+    cluster = {**QUICK, "together": together}
+    flow = here(tmp_path, flow_name, ends, cluster=cluster)
     async with running(flow, nats.url, "main", "end") as (main, _):
-        victim, other = start("work"), start("work")
+        victim, other = start("work", cluster=cluster), start("work", cluster=cluster)
         await until(lambda: victim.ready and other.ready, "the workers run")
         for n in range(400):
             await main.put("inlet", {"n": n, "key": f"k{n % 8}", "do": "wait", "s": 0.005})
@@ -140,7 +142,7 @@ async def test_a_killed_worker_loses_nothing_and_its_keys_keep_their_order(
         await until(lambda: {n for _, n, _ in ends} == set(range(400)), "the other worker does what is left")
     assert all(numbers == sorted(numbers) for numbers in by_key(ends).values()), ends
     # The ids of what is published again are the same, so only what left in parts can come twice.
-    assert len(ends) <= 400 + 2000
+    assert len(ends) <= 400 + twice
 
 
 async def test_a_worker_that_is_stopped_ends_what_has_begun_and_leaves_the_rest_to_others(

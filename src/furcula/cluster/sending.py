@@ -4,7 +4,7 @@
 events' ids: the same each time it is handled, and another where an event comes by another way. So what a worker
 published, and died before it could say so, is published a second time by whoever takes its place, and the server
 recognises it for as long as the stream's duplicate window. To that end the outputs of a message are kept until all of
-its events have come so far (`HOLD_S` at most, for one slow event must not hold the others for ever).
+its events have come so far (as long as the option `together` says: one slow event must not hold the others for ever).
 
 **In order.** Into a partition whose order is kept, each writer sends one message at a time: of two under way, the
 second might be stored where the first was refused.
@@ -53,8 +53,6 @@ TURNING = 2560
 PIPELINED = 32
 #: Keys whose partition is remembered.
 KNOWN_KEYS = 10_000
-#: So long outputs of one message wait for the slowest of its events.
-HOLD_S = 0.1
 #: Waits before a full stream is tried again: the first, and the longest.
 FULL_S = (0.01, 0.5)
 #: So long the server's word is waited for.

@@ -32,7 +32,7 @@ from furcula.cluster.in_hand import NO_KEY, InHand, Taken
 from furcula.cluster.layout import Entry, Layout
 from furcula.cluster.letters import Letters
 from furcula.cluster.pulling import Intake
-from furcula.cluster.sending import HOLD_S, Leaving
+from furcula.cluster.sending import Leaving
 from furcula.codecs import decode_events, encode_events, split_events
 from furcula.engine.crossed import Parcel
 from furcula.engine.outlets import Batch
@@ -49,6 +49,8 @@ log = logging.getLogger("furcula.cluster")
 MOST_IN_HAND = 512
 #: Events that are handed on together.
 TOGETHER = 512
+#: Between two looks whether what was handed out alone is over.
+LOOK_S = 0.1
 #: Deaths with the same messages in hand after which those are handed out one by one.
 SUSPECT_AFTER = 2
 
@@ -394,7 +396,7 @@ class Partition:
     async def _something_new(self) -> None:
         self._news.clear()
         try:
-            async with asyncio.timeout(HOLD_S):
+            async with asyncio.timeout(LOOK_S):
                 await self._news.wait()
         except TimeoutError:
             pass
@@ -423,7 +425,7 @@ class Partition:
         if not held.unready:
             self._send_kept()
         elif self._holder is None:
-            self._holder = asyncio.get_running_loop().call_later(HOLD_S, self._held_long_enough)
+            self._holder = asyncio.get_running_loop().call_later(float(self._options.together), self._held_long_enough)
 
     def _send_kept(self) -> None:
         """Send the outputs of messages that are complete; where the order is kept, not past one that is not."""
