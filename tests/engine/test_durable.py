@@ -396,3 +396,18 @@ async def test_a_queue_never_holds_more_than_its_size(store: Path) -> None:
             await asyncio.sleep(0.001)
         look.close()
     assert 0 < most <= 100
+
+
+async def test_events_that_come_one_by_one_are_stored_many_at_a_time_and_make_nobody_wait(store: Path) -> None:
+    flow, seen = Flow("orders"), []  # type: ignore[var-annotated]
+    flow.use("inlet", "in") >> flow.module(
+        lambda event: seen.append(event.data), "work", options=Options.of(queue={"durable": str(store)})
+    )
+    async with Director(flow) as director:
+        context = director.modules["in"].entrance
+        assert context is not None
+        waits = [context.admit([number]) for number in range(500)]  # as requests that come in one turn of the loop
+        assert waits == [None] * 500
+        while len(seen) < 500:
+            await asyncio.sleep(0.001)
+    assert seen == list(range(500))
