@@ -152,7 +152,8 @@ class Source(Module):
     shared: ClassVar[bool] = False
 
     # One that answers may define `unasked(self, event)`: what to do with an event that reached its inbox and that
-    # nobody asked for. If it raises, the event has failed. Without it, the event is delivered.
+    # nobody asked for. If it raises, the event has failed. Without it, the event is delivered. One that is asked from
+    # outside may define `hold_requests(self, held: bool)`: while held it refuses what is asked at once.
 
 
 class BatchFailed(Exception):

@@ -65,6 +65,25 @@ def test_a_module_that_does_not_start_is_told(furcula):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["stop", "none.pid"], "none.pid: No such file or directory: is there a run with this --pid-file?"),
+        (["stop", "bad.pid"], "bad.pid has no process number in it"),
+        (
+            ["run", "flow.yaml", "--set", "modules.out={use: dead_letter.write, with: {store: bad.pid}}"],
+            "out (flow.yaml:6:3) could not start: {folder}/bad.pid is no store of furcula, nor any SQLite file; "
+            "name another path",
+        ),
+    ],
+)
+def test_a_mistake_that_says_what_to_do_offers_no_traceback_and_names_no_class(furcula, folder, arguments, told):
+    (folder / "bad.pid").write_text("this is no number and no store")
+    result = furcula(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == told.format(folder=folder)
+
+
 def test_the_traceback_is_shown_when_asked_for(furcula):
     result = furcula("run", "flow.yaml", "--set", "modules.out.use=work:Unwilling", "--traceback")
     assert result.exit_code == 1
@@ -192,7 +211,7 @@ def test_a_second_signal_ends_at_once_with_130(folder):
     for line in process.stderr:
         if "draining" in line:
             break
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=20)
     assert process.returncode == 130
     assert told.endswith("ended at once by a second signal\n")

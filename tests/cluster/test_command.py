@@ -217,6 +217,16 @@ def test_a_changed_flow_says_what_it_would_change_and_is_not_run_before(
     assert operator("plan", file) == ""
 
 
+@pytest.mark.parametrize("command", ["status", "plan", "drain"])
+def test_whoever_asks_a_server_that_is_away_is_told_what_is_waited_for(
+    furcula: Any, tmp_path: Path, flow_name: str, command: str
+) -> None:
+    file, port = shop(tmp_path, CHAIN, name=flow_name), free_port()
+    run = furcula("cluster", command, file, "--cluster", f"nats://me:hidden@127.0.0.1:{port}")
+    assert run.until("waiting for .*") == [f"waiting for nats://127.0.0.1:{port}"]
+    assert run.process.poll() is None
+
+
 def test_what_cannot_be_is_refused_with_the_next_step(tmp_path: Path, flow_name: str) -> None:
     file = shop(tmp_path, CHAIN, name=flow_name)
 

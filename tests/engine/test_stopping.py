@@ -17,6 +17,7 @@ from tests.engine.conftest import Sink, directed, ran, settled
 
 from furcula import Director, Event, Flow, Module, Retry, Source
 from furcula.engine.moving import MovingLoop, run_moving
+from furcula.engine.stop_signals import TOGETHER_S, StopSignals
 from furcula.errors import SourceFailed, StartFailed
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -332,12 +333,43 @@ def test_a_second_signal_ends_at_once_and_still_names_what_it_left(tmp_path: Pat
     os.kill(process.pid, signal.SIGTERM)
     first = process.stderr.readline()
     assert "draining" in first
-    os.kill(process.pid, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert "ending at once" in errors
     assert "abandoned" in errors
     assert "{'work': " in out
+
+
+async def test_the_same_signal_twice_in_a_moment_is_one_request() -> None:
+    flow, now, left = Flow("shop"), [0.0], asyncio.Event()
+
+    async def stuck(event: Event) -> Event:
+        await left.wait()
+        return event
+
+    flow.use("inlet", "in") >> flow.use(stuck, "stuck") >> flow.use("null")
+    async with Director(flow, deadline="1h") as director:
+        director._signals = StopSignals(lambda: now[0])
+        await director.put("in", 1)
+        for now[0] in (0.0, 0.01, TOGETHER_S):  # as `timeout` does: to the process, and to its group
+            director._on_signal(signal.SIGTERM)
+        assert director._stopping is not None
+        assert not director.forced
+        now[0] = 0.01 + TOGETHER_S
+        director._on_signal(signal.SIGTERM)
+        assert director.forced
+
+
+def test_another_signal_is_another_request_and_a_key_held_down_ends_at_last() -> None:
+    now = [0.0]
+    signals = StopSignals(lambda: now[0])
+    assert not signals.repeats(signal.SIGTERM)
+    assert not signals.repeats(signal.SIGINT)
+    came = []
+    for now[0] in (0.1, 0.2, 0.3, 0.4):
+        came.append(signals.repeats(signal.SIGINT))
+    assert came == [True, True, False, True]
 
 
 def test_a_thread_source_that_blocks_does_not_keep_the_flow_from_stopping() -> None:

@@ -18,9 +18,10 @@ FUNCTIONS = """
 import asyncio
 import os
 import signal
+import sys
 import time
 
-from furcula import Event
+from furcula import ConfigurationError, Event
 
 
 def say(*words):
@@ -79,6 +80,18 @@ def killed(event: Event) -> Event:
 
 def leave(event: Event) -> Event:
     os._exit(3)
+
+
+class Unfit:
+    def __init__(self, *, early: bool = False):
+        if early and "workers" in sys.argv[0]:  # whoever starts them finds nothing wrong
+            raise ValueError("this cannot be what you want")
+
+    def start(self, context):
+        raise ConfigurationError("this cannot be what you want")
+
+    def process(self, event: Event) -> Event:
+        return event
 
 
 class Unwilling:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ from typing import Any
 import pytest
 from tests.workers.running import FUNCTIONS, LIMIT_S, is_worker, wait_until
 
+from furcula import Director, Event, Flow
 from furcula.config.target import opened
-from furcula.workers.child import cut_names
+from furcula.engine.stop_signals import TOGETHER_S, StopSignals
+from furcula.workers.child import _Body, cut_names
 from furcula.workers.launch import Exec
+from furcula.workers.line import DOWN, Frames
 from furcula.workers.supervisor import Policy, Supervisor
-from furcula.workers.worker import Worker
+from furcula.workers.worker import Drain, Start, Worker
 
 TICKS = '  t: {use: "work:ticks"}\n  note: {use: "work:note"}\n  out: {use: "null"}\n'
 LISTEN = '  listen: {use: tcp.listen, with: {address: 0}}\n  out: {use: "null"}\n'
@@ -67,14 +71,19 @@ def test_a_killed_worker_is_restarted_its_reason_told_and_its_figures_kept(furcu
     seen = _seen(run)
     wait_until(lambda: seen().count(f"{first} ") >= 300, "the first worker has counted and told it")
     os.kill(first, signal.SIGKILL)
-    assert run.until(r"main/0 died \(process \d+\): (.*);")[0] == "killed by SIGKILL"
+    assert run.until(r"main/0 died \(process \d+\): (.*); it is restarted")[0] == "killed by SIGKILL"
     again = run.workers(3)[2]
     wait_until(lambda: f"{again} " in seen(), "the new one is at work")
     assert run.end(signal.SIGTERM) == 0
-    (lost,) = re.findall(r"^lost: main/0 \(process (\d+)\) killed by SIGKILL", run.text, re.MULTILINE)
+    (lost,) = re.findall(r"^lost: main/0 \(process (\d+)\) killed by SIGKILL.* nobody knows$", run.text, re.MULTILINE)
     assert int(lost) == first
+    # One line tells of the death, and what it had.
+    (told,) = [line for line in run.lines if "killed by SIGKILL" in line and not line.startswith("lost: ")]
+    assert re.search(r" ERROR .*; it is restarted in 0.1 s; last known \d+\.\d s before, \d+ open", told)
     row = rows(run.text)["main/0"]
     assert row[:2] == ["ended", "1"]
+    assert row[-1] == "incomplete"
+    assert "incomplete" not in rows(run.text)["main/1"]
     later = seen().count(f"{again} ")
     # The figures of the dead one are those that it told last, a second or so before; one may have been on its way.
     assert later < int(row[2]) <= later + seen().count(f"{first} ") + 1
@@ -131,7 +140,7 @@ async def test_what_a_killed_worker_had_is_named_by_module(
 def test_a_worker_that_leaves_is_told_with_its_exit_code(furcula: Any, flow: Any) -> None:
     run = furcula("run", flow('  t: {use: "work:ticks"}\n  leave: {use: "work:leave"}\n'), "--processes", "1",
                   "--hung-after", "60s")  # fmt: skip
-    assert run.until(r"main/0 died \(process \d+\): (.*);")[0] == "exit code 3"
+    assert run.until(r"main/0 died \(process \d+\): (.*); it is restarted")[0] == "exit code 3"
     for pause_s in ("0.2", "0.4"):  # each time twice as long
         run.until(rf"main/0 died again .* for the same reason; it is restarted in {pause_s} s")
     run.end(signal.SIGTERM)
@@ -169,6 +178,16 @@ def test_a_worker_that_cannot_start_is_told_once_with_its_reason_and_tried_again
     run.end(signal.SIGTERM)
 
 
+@pytest.mark.parametrize(("early", "code"), [(True, 2), (False, 1)], ids=["as-it-is-made", "as-it-is-started"])
+def test_what_is_wrong_with_the_flow_ends_the_run_at_once(furcula: Any, flow: Any, early: bool, code: int) -> None:
+    file = flow(f'  t: {{use: "work:ticks"}}\n  out: {{use: "work:Unfit", with: {{early: {str(early).lower()}}}}}\n')
+    run = furcula("run", file, "--processes", "2")
+    assert run.end() == code
+    assert "flow.yaml:4:3" in run.lines[-1]
+    assert run.text.count("this cannot be what you want") == 1
+    assert run.text.count("started as process") == 2
+
+
 def _log_of(run: Any) -> Any:
     folder = Path(f"/proc/{run.process.pid}/cwd").resolve()
 
@@ -182,12 +201,12 @@ def test_a_worker_whose_loop_stands_still_is_killed_and_restarted(furcula: Any, 
     file = flow('  t: {use: "work:ticks"}\n  hang: {use: "work:hang"}\n')
     run = furcula("run", file, "--processes", "2", "--hung-after", "3s", "--deadline", "1s")
     first = int(run.until(r"hanging (\d+)")[0])
-    assert run.until(r"main/0 died \(process \d+\): (.*);")[0] == "no beat for 3 s: killed"
+    assert run.until(r"main/0 died \(process \d+\): (.*); it is restarted")[0] == "no beat for 3 s: killed"
     assert not is_worker(first)
     assert int(run.until(r"hanging (\d+)", 2)[1]) != first
     run.send(signal.SIGTERM)
     run.until("draining 2 workers")
-    run.send(signal.SIGTERM)
+    run.send(signal.SIGINT)
     assert run.end() == 130
 
 
@@ -303,10 +322,56 @@ def test_a_second_signal_ends_all_at_once(furcula: Any, flow: Any) -> None:
     run.until("^stuck")
     run.send(signal.SIGTERM)
     run.until("draining 2 workers")
-    run.send(signal.SIGTERM)
+    run.send(signal.SIGINT)
     assert run.end() == 130
     assert run.lines[-1] == "ended at once by a second signal"
     assert not any(is_worker(pid) for pid in run.workers(2))
+
+
+async def test_a_signal_that_comes_twice_in_a_moment_is_one_request_to_the_supervisor(
+    flow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    file = flow('  n: {use: "work:numbers", with: {count: 1}}\n  stuck: {use: "work:stuck"}\n')
+    now = [0.0]
+    supervisor = Supervisor("shop", [Worker()], Exec(), {"flow": file, "deadline_s": 3600.0}, Policy(deadline_s=3600))
+    supervisor._signals = StopSignals(lambda: now[0])
+    running = asyncio.ensure_future(supervisor.run())
+    async with asyncio.timeout(LIMIT_S):
+        while supervisor.figures().statistics.open < 1:
+            await asyncio.sleep(0.01)
+        for now[0] in (0.0, 0.01, TOGETHER_S):  # as `timeout` does: to the process, and to its group
+            supervisor._on_stop(signal.SIGTERM)
+        assert supervisor.figures().workers[0].state == "draining"
+        assert not supervisor._forced
+        now[0] = TOGETHER_S + 0.01
+        supervisor._on_stop(signal.SIGTERM)
+        assert (await running).forced
+
+
+async def test_a_signal_that_a_worker_gets_beside_its_supervisors_word_is_the_same_request() -> None:
+    flow, now, left = Flow("shop"), [0.0], asyncio.Event()
+
+    async def stuck(event: Event) -> Event:
+        await left.wait()
+        return event
+
+    flow.use("inlet", "in") >> flow.use(stuck, "stuck") >> flow.use("null")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        body = _Body(theirs, Frames(DOWN), Start(Worker(), {"deadline_s": 3600.0}), [])
+        body._signals = StopSignals(lambda: now[0])
+        async with Director(flow) as director:
+            body._director = director
+            await director.put("in", 1)
+            body._take(Drain(3600.0), [])
+            for now[0] in (0.01, TOGETHER_S):
+                body._on_signal()
+            assert not director.forced
+            now[0] = TOGETHER_S + 0.01
+            body._on_signal()
+            assert director.forced
 
 
 def test_workers_whose_supervisor_was_killed_drain_and_end(furcula: Any, flow: Any) -> None:
@@ -316,14 +381,18 @@ def test_workers_whose_supervisor_was_killed_drain_and_end(furcula: Any, flow: A
     wait_until(lambda: seen().count("\n") > 20, "events flow")
     run.process.kill()
     wait_until(lambda: not any(map(is_worker, workers)), "no worker stays")
-    assert "the supervisor has gone: draining" in run.text
+    run.close()  # all that they said has come
+    errors = [line for line in run.lines if "ERROR" in line or "CRITICAL" in line]
+    assert len(errors) == 2, run.text
+    assert all(line.endswith("the supervisor has gone: draining") for line in errors)
+    assert "Traceback" not in run.text
 
 
 def test_a_source_that_fails_is_tried_again_and_told(furcula: Any, flow: Any, tmp_path: Path) -> None:
     (tmp_path / "feed.py").write_text("def broken():\n    yield 1\n    raise OSError('the line went dead')\n")
     file = flow('  n: {use: "feed:broken"}\n  out: {use: "null"}\n')
     run = furcula("run", file, "--processes", "2")
-    told = run.until(r"main/0 died \(process \d+\): (.*);")[0]
+    told = run.until(r"main/0 died \(process \d+\): (.*); it is restarted")[0]
     assert told == "exit code 1: the source n failed and has ended: OSError: the line went dead"
     run.until("main/0 died again")
     assert run.end(signal.SIGTERM) in (0, 1)  # 1: the next one had failed by then

@@ -139,6 +139,8 @@ def test_a_flow_file_that_is_broken_by_now_leaves_the_old_workers_at_work(furcul
     client.end()
     assert client.errors == []
     assert set(client.answered) <= set(pids)
+    assert run.text.count("no kind of module 'http.listne'") == 1, "what is wrong is told once"
+    assert " died " not in run.text
     flow(WEB.format(port=port))  # mended
     run.send(signal.SIGHUP)
     run.until("all workers have been restarted")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["access_options", "access_to", "cluster", "reached"]
 
+#: Seconds after which it is said that the server does not answer.
+WAITS_S = 1.0
+
 _FLOW = click.argument("flow", metavar="FLOW")
 _HELD = "Sources admit nothing until `furcula cluster resume {flow}`."
 _STAGE = click.argument("stage", required=False, metavar="[STAGE]")
@@ -102,9 +105,18 @@ def _operate(flow: str, settings: dict[str, Any], work: Callable[[Operator], Awa
     found = open_flow(flow, ())
     access = access_to(settings)
 
+    async def tell() -> None:
+        await asyncio.sleep(WAITS_S)
+        say(f"waiting for {access.shown}")
+
     async def within() -> Any:
-        async with operating(found, access) as operator:
-            return await work(operator)
+        telling = asyncio.create_task(tell())
+        try:
+            async with operating(found, access) as operator:
+                telling.cancel()
+                return await work(operator)
+        finally:
+            telling.cancel()
 
     return asyncio.run(within())
 

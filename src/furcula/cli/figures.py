@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LiveTable", "report", "table", "worker_lines"]
 
-_WORKERS = ("worker", "process", "state", "restarts", "admitted", "delivered", "dropped", "failed", "open")
+_WORKERS = ("worker", "process", "state", "restarts", "admitted", "delivered", "dropped", "failed", "open", "")
 _HEAD = ("module", "received", "sent", "delivered", "dropped", "failed", "queue", "p50", "p99")
 
 
@@ -42,7 +42,8 @@ def _worker_row(worker: WorkerFigures) -> tuple[str, ...]:
     counts: tuple[str, ...] = ("",) * 5
     if figures is not None:
         counts = tuple(map(str, (figures.admitted, figures.delivered, figures.dropped, figures.failed, figures.open)))
-    return (worker.name, str(worker.pid or ""), worker.state, str(worker.restarts), *counts)
+    note = "incomplete" if worker.incomplete else ""
+    return (worker.name, str(worker.pid or ""), worker.state, str(worker.restarts), *counts, note)
 
 
 def _row(name: str, module: ModuleStatistics) -> tuple[str, ...]:

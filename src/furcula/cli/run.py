@@ -63,7 +63,7 @@ def run(
     hung_after: str | None,
     **place: Any,
 ) -> None:
-    """Run a flow. Ctrl-C (or SIGTERM) drains it; a second one ends it at once.
+    """Run a flow. Ctrl-C (or SIGTERM) drains it; a second one ends it at once (the same within 0.2 s is no second one).
 
     With any of --processes, --pid-file, --background, --log-file and --hung-after it is run by workers under a
     supervisor, which restarts those that die; SIGHUP restarts them one by one. The stages of a flow that has some are

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from furcula.cli.cluster import reached
-from furcula.cli.command import FAILED, INTERRUPTED, ending, say
+from furcula.cli.command import FAILED, INTERRUPTED, REFUSED, ending, say
 from furcula.errors import FurculaError
 
 if TYPE_CHECKING:
@@ -81,11 +81,13 @@ def supervised(told: Supervision, flow: Flow) -> None:
         if telling is not None:
             telling.tell(FAILED, str(error))
         raise
-    _say_how(outcome)
+    code = REFUSED if outcome.refused else FAILED if outcome.error else 0
+    if outcome.ran:
+        _say_how(outcome)
     if telling is not None:
-        telling.tell(FAILED if outcome.error else 0, outcome.error)
+        telling.tell(code, outcome.error)
     if outcome.error:
-        raise ending(outcome.error, FAILED)
+        raise ending(outcome.error, code)
     if outcome.forced:
         raise ending("ended at once by a second signal", INTERRUPTED)
 
@@ -172,7 +174,7 @@ def _say_how(outcome: Outcome) -> None:
     figures = outcome.figures
     lines = [report(figures.statistics), "", *worker_lines(figures.workers)]
     if figures.lost:
-        lines += ["", *(f"lost: {lost}" for lost in figures.lost)]
+        lines += ["", *(f"lost: {lost}; what it admitted after that nobody knows" for lost in figures.lost)]
     say("\n".join(lines))
 
 

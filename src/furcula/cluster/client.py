@@ -123,15 +123,17 @@ class Client:
     Args:
         access: Where to.
         name: Shown by the server's monitoring.
+        second: This process has another one, which tells when the server is away.
 
     Attributes:
         nats: The library's client.
         js: Its JetStream.
     """
 
-    def __init__(self, access: Access, name: str):
+    def __init__(self, access: Access, name: str, *, second: bool = False):
         self._access = access
         self._name = name
+        self._second = second
         self.nats = Nats()
         self.js: JetStreamContext = self.nats.jetstream(timeout=ANSWER_S)
         self.closed = False
@@ -192,10 +194,11 @@ class Client:
 
     async def _disconnected(self) -> None:
         if self._was_open and not self.closed:
-            log.warning("the connection to %s is lost; connecting again", self.shown)
+            level = logging.DEBUG if self._second else logging.WARNING
+            log.log(level, "the connection to %s is lost; connecting again", self.shown)
 
     async def _reconnected(self) -> None:
-        log.info("connected to %s again", self.shown)
+        log.log(logging.DEBUG if self._second else logging.INFO, "connected to %s again", self.shown)
         for told in self.reconnected:
             told()
 

@@ -244,12 +244,9 @@ class Layout:
         for name, entry in self._record().items():
             before = recorded.get(name)
             if before is not None and list(before) != entry:
-                found.append(
-                    Change(
-                        f"{name}: from {_said(before)} to {_said(entry)}; what waits for it must be handled first",
-                        live=False,
-                    )
-                )
+                waits = (await self.lags(client, str(before[0]))).get(name, 0)
+                first = f"; {waits} message(s) wait for it, and must be handled first" if waits else ""
+                found.append(Change(f"{name}: from {_said(before)} to {_said(entry)}{first}", live=False))
         for name in recorded:
             if name not in self.entries:
                 found.append(Change(f"{name}: no other stage sends to it any more", live=False))
@@ -326,7 +323,7 @@ class Layout:
         for change in left:
             if not change.possible and not make_only:
                 raise FurculaError(f"the flow {self.flow.name} is set up otherwise: {change.what}")
-            if not change.live and (make_only or await self._waiting(client)):
+            if not change.live and (make_only or await self.waiting(client)):
                 raise FurculaError(
                     f"the flow {self.flow.name} is set up otherwise: {change.what}. Stop its sources, let its workers "
                     f"finish (`furcula cluster drain`), then `furcula cluster apply`"
@@ -365,7 +362,7 @@ class Layout:
             return f"{said}. It asks for cluster.max_bytes, {_shown(config.max_bytes)}: the server allows less"
         return said
 
-    async def _waiting(self, client: Client) -> int:
+    async def waiting(self, client: Client) -> int:
         """How many messages wait, in any stage that is or was, fences left out."""
         return sum([sum((await self.lags(client, stage)).values()) for stage in await self.known_stages(client)])
 

@@ -170,7 +170,7 @@ class Members:
     async def _tell(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        client = Client(self._access, f"{self.id} lives")
+        client = Client(self._access, f"{self.id} lives", second=True)
         await client.open()
         try:
             await client.nats.subscribe(f"{self._subject}.*", cb=self._hear)

@@ -270,7 +270,8 @@ class Operator:
         """Send a dead letter's event where it failed, once more, and remove the letter.
 
         Raises:
-            FurculaError: There is no such letter, or the flow has no such route any more.
+            FurculaError: There is no such letter; the flow has no such route any more; or the stream it leads to is not
+                set up.
         """
         found = await self._found(number)
         letter = found.letter
@@ -286,6 +287,14 @@ class Operator:
         body = msgspec.msgpack.encode(Parcel(cut.name, letter.event))
         subject = self.layout.to(entry, partition)
         headers = {"Nats-Msg-Id": f"replay-{number}"}
+        stream = self.layout.stream(entry.stage)
+        try:  # where there is none, the server says as little as where it chooses a leader
+            await tried(self._client, lambda: self._client.js.stream_info(stream))
+        except NotFoundError:
+            raise FurculaError(
+                f"dead letter {number} goes to {entry.module}, and the stream {stream} that leads there is not set up: "
+                f"see `furcula cluster plan`, then `furcula cluster apply`"
+            ) from None
         await tried(self._client, lambda: self._client.js.publish(subject, body, headers=headers))
         await self.drop(number)
 
@@ -308,8 +317,29 @@ class Operator:
         return [change.what for change in await self.layout.changes(self._client)]
 
     async def apply(self) -> list[str]:
-        """Set up what the flow needs. Returns what was made or changed."""
-        return [change.what for change in await self.layout.apply(self._client)]
+        """Set up what the flow needs. Returns what was made or changed.
+
+        Raises:
+            FurculaError: A change cannot be made while events wait, or while workers are at work that know the flow as
+                it was; or not at all.
+        """
+        layout, client = self.layout, self._client
+        unsafe = [change for change in await layout.changes(client) if not change.live and change.possible]
+        if unsafe and not await layout.waiting(client):  # if something waits, that has to be handled first
+            await self._none_at_work(unsafe[0].what)
+        return [change.what for change in await layout.apply(client)]
+
+    async def _none_at_work(self, what: str) -> None:
+        """Those who are at work began before the change: none starts while one like this is to be made."""
+        async with self._listening() as heard:
+            await asyncio.sleep(self._listen_s)
+        beats = sorted((beat for _, beat in heard.values()), key=lambda beat: beat.id)
+        if beats:
+            named = ", ".join(f"{beat.id} ({beat.host}:{beat.pid})" for beat in beats)
+            raise FurculaError(
+                f"the flow {self.layout.flow.name} is set up otherwise: {what}. These workers are at work as it was: "
+                f"{named}. Stop them, then `furcula cluster apply`"
+            )
 
 
 @asynccontextmanager

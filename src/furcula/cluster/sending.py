@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import msgspec
 from nats.js.api import Header
-from nats.js.errors import APIError, NotFoundError
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError
 
 from furcula.cluster.client import BROKEN, Client
 from furcula.cluster.layout import Entry, Layout
@@ -139,6 +139,8 @@ class Leaving:
         self._room: asyncio.Future[None] | None = None
         #: Events that are not stored.
         self.waiting = 0
+        #: It was said that the stream this leads to is gone.
+        self.is_gone_told = False
         #: The stream this leads to is nearly full, and this cut leads into a cycle.
         self.behind = False
 
@@ -312,6 +314,7 @@ class Leaving:
 
     def stored(self, load: Load) -> None:
         """The server has it."""
+        self.is_gone_told = False
         for carrier in load.carriers:
             returned(carrier, self.cut.name)
         carriers = [carrier for carrier in load.carriers if carrier is not None]
@@ -462,8 +465,25 @@ class Lane:
                     log.warning("%s cannot be written, and is tried again: %s", self._subject, why)
             except BROKEN as error:
                 log.debug("%s: %s", self._subject, error)
+                if isinstance(error, NoStreamResponseError) and wait_s >= FULL_S[1]:
+                    await self._tell_if_gone()
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, FULL_S[1])
+
+    async def _tell_if_gone(self) -> None:
+        """Nobody takes what is sent: is a leader being chosen, or has somebody removed the stream?"""
+        if self._leaving.is_gone_told:
+            return
+        try:
+            await self._client.js.stream_info(self._stream)
+        except NotFoundError:
+            if self._leaving.is_gone_told:  # another lane has said so meanwhile
+                return
+            self._leaving.is_gone_told = True
+            text = "the stream %s is gone, and what is sent to %s waits: see `furcula cluster plan`"
+            log.error(text, self._stream, self._leaving.entry.module)
+        except (APIError, *BROKEN) as error:
+            log.debug("%s: %s", self._stream, error)
 
     async def _set_fence(self) -> int:
         """Replace the fence of the last epoch by ours. Returns its number in the stream.

@@ -14,6 +14,7 @@ from furcula.cluster.claims import Row
 from furcula.cluster.client import BROKEN, Access, Client, tried
 from furcula.cluster.joints import ClusterJoints
 from furcula.cluster.layout import Layout
+from furcula.engine.assembly import ModuleRun
 from furcula.engine.director import Director
 from furcula.engine.parts import Spawn
 from furcula.errors import ConfigurationError, FurculaError, nearest
@@ -60,6 +61,7 @@ class _Joints(ClusterJoints):
         self.order = await order(self.client, self._bucket)
         if self._is_paused:
             self.pause()
+        self._hold_sources()
 
     def begin(self) -> None:
         singles = self.singles
@@ -80,7 +82,7 @@ class _Joints(ClusterJoints):
             await self.director.hold(name)  # so that it can be begun once more
             raise
         if self._sources_held:
-            self.director.pause(name)
+            self._hold_source(self.director.modules[name], True)
 
     async def _hold(self, name: str) -> None:
         log.info("%s does not run %s any more", self.id, name)
@@ -114,15 +116,29 @@ class _Joints(ClusterJoints):
             if self._is_paused != self._paused:
                 (self.pause if self._is_paused else self.resume)()
                 log.warning("%s is %s", self.id, "paused" if self._is_paused else "resumed")
-            for name, run in self.director.modules.items():
-                if run.entrance is not None and run.paused != self._sources_held:
-                    (self.director.pause if self._sources_held else self.director.resume)(name)
-            self.members.beat.held = self._sources_held
+            self._hold_sources()
             await asyncio.sleep(LOOK_S)
             try:
                 self.order = await order(self.client, self._bucket)
             except (*BROKEN, FurculaError) as error:
                 log.debug("orders cannot be read: %s", error)
+
+    def _hold_sources(self) -> None:
+        """Let them admit nothing, or something again. What comes back to one of them is under way, and goes on."""
+        held = self._sources_held
+        for run in self.director.modules.values():
+            if run.entrance is not None and run.paused != held:
+                self._hold_source(run, held)
+        self.members.beat.held = held
+
+    def _hold_source(self, run: ModuleRun, held: bool) -> None:
+        assert run.entrance is not None
+        run.paused = held
+        (run.entrance.pause if held else run.entrance.resume)()
+        # A client that could not be answered is better told at once than let in to wait.
+        tell = getattr(run.instance, "hold_requests", None)
+        if tell is not None:
+            tell(held)
 
 
 class _Single:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -26,8 +28,8 @@ STEADY_S: Final = 5.0
 class Line(Generic[C]):
     """Keeps one connection. All calls are made on the event loop's thread.
 
-    What happens is logged once when the connection is lost (or cannot be made), again if the reason changes, and once
-    when it is back.
+    What happens is logged once when the connection is lost (or cannot be made), again if somebody refuses us, or for
+    another reason, and once when it is back. That nobody answers is one reason, in whatever words.
 
     Args:
         shown: What we connect to, for messages; without secrets.
@@ -66,6 +68,7 @@ class Line(Generic[C]):
         self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._reason = "still connecting"
         self._told = ""
+        self._told_away = False
         self._down_since = asyncio.get_running_loop().time()
         self._task = asyncio.ensure_future(self._keep())
 
@@ -123,7 +126,8 @@ class Line(Generic[C]):
                     raise
                 self._down("the library gave up", True)
             except Exception as error:
-                self._down(_reason(error, self._timeout_s), isinstance(error, OSError | EOFError))
+                away = _is_away(error)
+                self._down(_reason(error, self._timeout_s), away or isinstance(error, OSError), away=away)
             else:
                 self._gone = gone
                 try:
@@ -152,20 +156,20 @@ class Line(Generic[C]):
         if self._told:
             down_s = asyncio.get_running_loop().time() - self._down_since
             self._log.info("connected to %s again, after %.1f s", self._shown, down_s)
-        self._told = ""
+        self._told, self._told_away = "", False
         changed, self._changed = self._changed, asyncio.get_running_loop().create_future()
         _resolve(changed, None)
 
-    def _down(self, reason: str, ordinary: bool) -> None:
+    def _down(self, reason: str, ordinary: bool, *, away: bool = True) -> None:
         self.errors += 1
         if self._client is not None:
             self._client = None
             self._down_since = asyncio.get_running_loop().time()
         reason = self._reason = self._clean(reason)
-        if reason != self._told:
+        if reason != self._told and not (away and self._told_away):
             level = logging.WARNING if ordinary else logging.ERROR
             self._log.log(level, "no connection to %s: %s; trying again, less and less often", self._shown, reason)
-            self._told = reason
+            self._told, self._told_away = reason, away
 
 
 def meant() -> bool:
@@ -176,6 +180,18 @@ def meant() -> bool:
 
 def _ended(gone: asyncio.Future[str], error: BaseException | str | None) -> None:
     _resolve(gone, _reason(error))
+
+
+def _is_away(error: BaseException) -> bool:
+    """Is nobody there? Libraries have words of their own for what the system told them."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, ConnectionError | EOFError | TimeoutError | socket.gaierror):
+            return True
+        if isinstance(one, OSError) and one.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
 
 
 def _resolve(future: asyncio.Future[C], value: C) -> None:

@@ -26,6 +26,7 @@ from furcula.engine.loop import run_in_new_loop
 from furcula.engine.parts import cuts
 from furcula.engine.plan import plan
 from furcula.engine.statistics import Statistics
+from furcula.engine.stop_signals import StopSignals
 from furcula.errors import ConfigurationError, FurculaError, SourceFailed, Stopped
 from furcula.flow import FlowGraph
 from furcula.graph import MAIN
@@ -33,14 +34,27 @@ from furcula.sockets import HANDING, Wanted
 from furcula.workers.launch import BEAT_S
 from furcula.workers.line import DOWN, Frames, Line, receive, send
 from furcula.workers.log import log_as
-from furcula.workers.worker import Answer, Ask, Beat, Begin, Cease, Drain, Finished, Force, Ready, Start, Worker
+from furcula.workers.worker import (
+    REFUSED,
+    Answer,
+    Ask,
+    Beat,
+    Begin,
+    Cease,
+    Drain,
+    Finished,
+    Force,
+    Ready,
+    Start,
+    Worker,
+)
 
 __all__ = ["cut_names", "director_of", "main"]
 
 _log = logging.getLogger("furcula.workers")
 
 #: Exit codes, as `furcula run` has them.
-_FAILED, _REFUSED, _INTERRUPTED = 1, 2, 130
+_FAILED, _INTERRUPTED = 1, 130
 #: Seconds beyond its deadline after which a worker ends itself whose supervisor has gone.
 _ALONE_S: Final = 15.0
 #: Seconds between two looks at whether the flow runs by now; and at whether the sources of a stage have ended.
@@ -190,6 +204,7 @@ class _Body:
         self._stopping = False
         self._ceasing = False
         self._signalled = False
+        self._signals = StopSignals()
         self._broke = ""
         #: The sources that had ended in the worker whose place this is, and those that had here when it was to stop.
         self._over_before: frozenset[str] = frozenset()
@@ -197,7 +212,7 @@ class _Body:
         self._is_over = False
 
     def run(self) -> Finished:
-        code, error = 0, ""
+        code, error, unfit = 0, "", False
         statistics: Statistics | None = None
         try:
             with opened(self._settings["flow"], self._settings.get("overrides", ())) as flow:
@@ -205,9 +220,9 @@ class _Body:
         except SourceFailed as failed:
             code, error, statistics = _FAILED, str(failed), failed.statistics
         except ConfigurationError as failed:
-            code, error = _REFUSED, str(failed)
+            code, error, unfit = REFUSED, str(failed), True
         except FurculaError as failed:
-            code, error = _FAILED, str(failed)
+            code, error, unfit = _FAILED, str(failed), isinstance(failed.__cause__, ConfigurationError)
         except KeyboardInterrupt:
             code, error = _INTERRUPTED, "interrupted"
         except Exception as failed:
@@ -220,7 +235,7 @@ class _Body:
         if not code and self._director is not None and self._director.forced:
             code = _INTERRUPTED
         over = self._over(self._director) if self._director is not None else frozenset()
-        return Finished(code, statistics, error, self._signalled, over)
+        return Finished(code, statistics, error, self._signalled, over, unfit)
 
     async def _serve(self, flow: FlowGraph) -> Statistics:
         HANDING.set(self)
@@ -291,6 +306,7 @@ class _Body:
         assert self._director is not None
         match message:
             case Drain():
+                self._signals.repeats(signal.SIGTERM)  # whoever sends it to all of us means the same
                 self.grace_s = message.grace_s
                 self._stop(message.deadline_s)
             case Cease():
@@ -338,6 +354,8 @@ class _Body:
     def _on_signal(self) -> None:
         """Somebody else than the supervisor wants it to end; the supervisor will start another."""
         self._signalled = True
+        if self._signals.repeats(signal.SIGTERM):
+            return
         if self._stopping:
             self._force()
         else:

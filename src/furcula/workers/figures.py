@@ -29,9 +29,13 @@ class Lost(msgspec.Struct, frozen=True):
     age_s: float = 0.0
 
     def __str__(self) -> str:
+        return f"{self.worker} (process {self.pid}) {self.reason}: {self.had}"
+
+    @property
+    def had(self) -> str:
+        """`last known 0.4 s before, 3 open (3 in price)`: when it was last heard of, and what it had then."""
         places = ", ".join(f"{count} in {name}" for name, count in self.held.items())
-        had = f"{self.open} open" + (f" ({places})" if places else "")
-        return f"{self.worker} (process {self.pid}) {self.reason}: last known {self.age_s:.1f} s before, {had}"
+        return f"last known {self.age_s:.1f} s before, {self.open} open" + (f" ({places})" if places else "")
 
 
 class WorkerFigures(msgspec.Struct, frozen=True):
@@ -43,6 +47,8 @@ class WorkerFigures(msgspec.Struct, frozen=True):
         state: `starting`, `running`, `draining`, `waiting` (to be restarted), `ended`.
         restarts: How often it died and was started again.
         statistics: The sum over its processes; None: nothing is known yet.
+        incomplete: One of its processes ended without its last words: what it had admitted since it was last heard of
+            is not in the sum.
     """
 
     name: str
@@ -50,6 +56,7 @@ class WorkerFigures(msgspec.Struct, frozen=True):
     state: str
     restarts: int
     statistics: Statistics | None = None
+    incomplete: bool = False
 
 
 class RunFigures(msgspec.Struct, frozen=True):

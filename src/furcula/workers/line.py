@@ -218,11 +218,15 @@ def receive(end: socket.socket, frames: Frames[T]) -> list[T] | None:
 
 
 def send(end: socket.socket, message: Any, rest: bytes = b"") -> bool:
-    """Send a message outside of a loop, after `rest`. False: nobody takes it any more."""
-    # Not `settimeout`, which would make reading in another thread not wait either.
-    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _LAST_S, 0))
-    end.setblocking(True)
+    """Send a message outside of a loop, after `rest`. False: nobody takes it any more.
+
+    Args:
+        end: May be closed, as a `Line` leaves it whose other side has gone.
+    """
     try:
+        # Not `settimeout`, which would make reading in another thread not wait either.
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _LAST_S, 0))
+        end.setblocking(True)
         end.sendall(rest + _frame(message))
     except OSError:
         return False

@@ -15,7 +15,7 @@ from furcula.workers.doors import Door, Doors, door_of
 from furcula.workers.figures import Lost
 from furcula.workers.launch import Launch, in_words
 from furcula.workers.line import UP, Frames, Line
-from furcula.workers.worker import Answer, Ask, Beat, Drain, Finished, Force, Ready, Start, Worker
+from furcula.workers.worker import REFUSED, Answer, Ask, Beat, Drain, Finished, Force, Ready, Start, Worker
 
 __all__ = ["Process"]
 
@@ -41,6 +41,7 @@ class Process:
         ends_by: The time of the loop at which it is killed; None: it may take its time.
         killed: Why it was killed, if we did it.
         used: What it listens on, and for which module.
+        denied: It was not given what it wanted to listen on.
         gone: Done when the process has ended.
     """
 
@@ -66,6 +67,7 @@ class Process:
         self.ends_by: float | None = None
         self.killed = ""
         self.used: dict[Door, str] = {}
+        self.denied = False
         self.began = self.heard = loop.time()
         self.has_beaten = False
         self.gone: asyncio.Future[int] = loop.create_future()
@@ -129,6 +131,7 @@ class Process:
             self.used[door] = wanted.module
             given = await self._doors.sockets(door)
         except OSError as error:
+            self.denied = True
             self._line.send(Answer(ask.number, errno=error.errno or 0, error=error.strerror or str(error)))
             return
         self._line.send(Answer(ask.number, len(given)), given)
@@ -195,14 +198,28 @@ class Process:
         return self.finished.code in (0, 130)
 
     @property
+    def said(self) -> str:
+        """What went wrong, in its own last words; empty: it has said nothing of the kind."""
+        return self.finished.error if self.finished is not None else ""
+
+    @property
+    def is_hopeless(self) -> bool:
+        """It ended because of how the flow is written, or for want of what it was to listen on."""
+        return self.finished is not None and (self.finished.unfit or (self.denied and bool(self.said)))
+
+    @property
+    def is_refused(self) -> bool:
+        """It found that the flow as written cannot run."""
+        return self.finished is not None and self.finished.code == REFUSED
+
+    @property
     def reason(self) -> str:
         """How it ended, in words."""
         if self.killed:
             return self.killed
         code = self.gone.result()
-        said = self.finished.error if self.finished is not None else ""
-        if said:
-            return f"{in_words(code)}: {said}"
+        if self.said:
+            return f"{in_words(code)}: {self.said}"
         if self.finished is not None and self.finished.signalled:
             return "it was stopped by a signal that did not come from its supervisor"
         return in_words(code)

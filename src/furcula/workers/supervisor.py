@@ -14,11 +14,13 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 import msgspec
 
 from furcula.engine.statistics import Statistics, summed
+from furcula.engine.stop_signals import StopSignals
 from furcula.graph import MAIN
 from furcula.workers import systemd
 from furcula.workers.doors import Door, Doors
@@ -60,7 +62,9 @@ class Policy(msgspec.Struct, frozen=True):
         longest_pause_s: But not beyond this.
         settled_after_s: A worker that was up for so long is restarted after the first pause again.
         grace_s: Seconds that clients with open connections get, in a restart one by one, to take their leave.
-        must_start: A worker that dies before all of them were ready stops the run.
+        must_start: A worker that dies before all of them were ready stops the run. Whatever this says, one that cannot
+            run because of how the flow is written, or because it cannot open what it listens on, stops the run if no
+            worker of its stage was ever ready: starting it again would not help.
     """
 
     deadline_s: float = 10.0
@@ -82,11 +86,15 @@ class Outcome(msgspec.Struct, frozen=True):
         figures: Of all workers.
         error: Why it could not go on; empty: it came to its end or was stopped.
         forced: It was ended by a second signal.
+        ran: It did not end because a worker could not start; there may be figures.
+        refused: The flow as written cannot run.
     """
 
     figures: RunFigures
     error: str = ""
     forced: bool = False
+    ran: bool = True
+    refused: bool = False
 
 
 class _Seat:
@@ -106,6 +114,7 @@ class _Seat:
         self.pause_s = pause_s
         self.past: list[Statistics] = []
         self.told: set[str] = set()
+        self.incomplete = False
 
     def rest(self) -> None:
         """Start it no more by itself."""
@@ -159,6 +168,12 @@ class Supervisor:
         self._forced = False
         self._error = ""
         self._all_ready = False
+        #: The stages of which a worker was ready at some time.
+        self._proven: set[str | None] = set()
+        #: What the first worker said that could not start; empty: all could.
+        self._not_started = ""
+        self._refused = False
+        self._signals = StopSignals()
         self._rolling: asyncio.Task[None] | None = None
         self._again = False
         self._ended: asyncio.Event | None = None
@@ -174,14 +189,16 @@ class Supervisor:
         """Start the workers; return when all have ended.
 
         Args:
-            signals: Stop on SIGINT and SIGTERM, of which a second one forces, and restart one by one on SIGHUP.
+            signals: Stop on SIGINT and SIGTERM, of which a second one forces (the same one within 0.2 s is no second
+                one), and restart one by one on SIGHUP.
         """
         loop = self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self._began = time.monotonic()
         handled: dict[int, Callable[[], None]] = {signal.SIGCHLD: self._look}
         if signals:
-            handled |= {signal.SIGINT: self._on_stop, signal.SIGTERM: self._on_stop, signal.SIGHUP: self.restart}
+            handled |= {number: partial(self._on_stop, number) for number in (signal.SIGINT, signal.SIGTERM)}
+            handled[signal.SIGHUP] = self.restart
         installed = []
         for number, call in handled.items():
             with contextlib.suppress(RuntimeError, ValueError):  # not the main thread: `_look` finds the dead later
@@ -216,7 +233,8 @@ class Supervisor:
             self._doors.close()
             for number in installed:
                 loop.remove_signal_handler(number)
-        return Outcome(self.figures(), self._error, self._forced)
+        ran = bool(self._proven) or not self._not_started
+        return Outcome(self.figures(), self._error, self._forced, ran, self._refused)
 
     async def _keep_looking(self) -> None:
         try:
@@ -245,6 +263,7 @@ class Supervisor:
         return process
 
     def _became_ready(self, process: Process) -> None:
+        self._proven.add(process.worker.stage)
         _log.info("%s is ready", process.name, extra={"flow": self.name})
         self._check_ready()
         self._check_end()
@@ -290,19 +309,21 @@ class Supervisor:
         if process.statistics is not None:
             seat.past = [summed([*seat.past, process.statistics])]
         lost = process.lost
+        had = ""
         if lost is not None:
             self._lost = [*self._lost[-_KEPT:], lost]
-            _log.error("%s", lost, extra={"flow": self.name})
+            seat.incomplete = True
+            had = f"; {lost.had}"
         is_replacement = process is seat.replacement
         if is_replacement:
             seat.replacement = None
         if process is seat.process:
             seat.process, seat.used = None, set(process.used)
         if process.draining:
-            if process.ended_as_told or self._forced:
-                _log.info("%s ended", process.name, extra={"flow": self.name})
+            if process.ended_as_told or self._forced or self._is_told(process):
+                _log.info("%s ended%s", process.name, had, extra={"flow": self.name})
             else:
-                _log.error("%s ended: %s", process.name, process.reason, extra={"flow": self.name})
+                _log.error("%s ended: %s%s", process.name, process.reason, had, extra={"flow": self.name})
                 if self._stopping or self._ending:
                     self._error = self._error or f"{process.name} ended: {process.reason}"
             if not self._stopping and self._ending:
@@ -314,42 +335,51 @@ class Supervisor:
             _log.info("%s has come to its end", process.name, extra={"flow": self.name})
             self._check_ready()
             return
-        self._died(seat, process)
+        self._died(seat, process, had)
 
-    def _died(self, seat: _Seat, process: Process) -> None:
+    def _is_told(self, process: Process) -> bool:
+        """It could not start because of what another has told already."""
+        return bool(self._not_started) and process.said == self._not_started
+
+    def _died(self, seat: _Seat, process: Process, had: str) -> None:
+        """Say so, once, with what it had; start it again, or end the run."""
         assert self._loop is not None
         policy, now, reason = self.policy, self._loop.time(), process.reason
         if self._stopping:
-            _log.error("%s ended: %s", process.name, reason, extra={"flow": self.name})
+            _log.error("%s ended: %s%s", process.name, reason, had, extra={"flow": self.name})
             return
-        if seat.process is not None:  # it was to take the place of one that is well
-            _log.error("%s died (process %d): %s", process.name, process.pid, reason, extra={"flow": self.name})
+        if seat.process is not None:  # it was to take the place of one that is well: the restart tells why not
             return
         seat.deaths.append(now)
         while seat.deaths[0] < now - policy.window_s:
             seat.deaths.popleft()
-        if policy.must_start and not self._all_ready:
-            self._give_up(f"{process.name} could not start: {reason}")
+        hopeless = process.is_hopeless and process.worker.stage not in self._proven
+        if hopeless or (policy.must_start and not self._all_ready):
+            self._not_started = process.said or reason
+            self._refused = process.is_refused
+            # Whoever runs us says why, and where nothing else would help, as it does without workers.
+            self._error = process.said if hopeless else f"{process.name} could not start: {reason}"
+            self._stop()
             return
         if len(seat.deaths) >= policy.max_deaths:
             times = f"{len(seat.deaths)} times within {policy.window_s:g} s"
-            self._give_up(f"{process.name} died {times}; the last time: {reason}")
+            self._give_up(f"{process.name} died {times}; the last time: {reason}", had)
             return
         if seat.replacement is not None:  # that takes its place
-            _log.error("%s died (process %d): %s", process.name, process.pid, reason, extra={"flow": self.name})
+            _log.error("%s died (process %d): %s%s", process.name, process.pid, reason, had, extra={"flow": self.name})
             return
         if now - process.began > policy.settled_after_s:
             seat.pause_s = policy.pause_s
         pause_s, seat.pause_s = seat.pause_s, min(seat.pause_s * 2, policy.longest_pause_s)
         if reason in seat.told:
-            text = "%s died again (process %d), for the same reason; it is restarted in %g s"
-            _log.warning(text, process.name, process.pid, pause_s, extra={"flow": self.name})
+            text = "%s died again (process %d), for the same reason; it is restarted in %g s%s"
+            _log.warning(text, process.name, process.pid, pause_s, had, extra={"flow": self.name})
         else:
             if len(seat.told) > _KEPT:
                 seat.told.clear()
             seat.told.add(reason)
-            text = "%s died (process %d): %s; it is restarted in %g s"
-            _log.error(text, process.name, process.pid, reason, pause_s, extra={"flow": self.name})
+            text = "%s died (process %d): %s; it is restarted in %g s%s"
+            _log.error(text, process.name, process.pid, reason, pause_s, had, extra={"flow": self.name})
         seat.restarts += 1
         seat.restarting = self._loop.call_later(pause_s, self._start_again, seat)
 
@@ -361,8 +391,8 @@ class Supervisor:
             _log.error("%s cannot be started: %s", seat.worker.name, error, extra={"flow": self.name})
             seat.restarting = self._loop.call_later(self.policy.longest_pause_s, self._start_again, seat)
 
-    def _give_up(self, why: str) -> None:
-        _log.critical("%s; the run ends", why, extra={"flow": self.name})
+    def _give_up(self, why: str, had: str = "") -> None:
+        _log.critical("%s; the run ends%s", why, had, extra={"flow": self.name})
         self._error = self._error or why
         self._stop()
 
@@ -396,7 +426,9 @@ class Supervisor:
 
     # ------------------------------------------------------------------ its end
 
-    def _on_stop(self) -> None:
+    def _on_stop(self, number: int) -> None:
+        if self._signals.repeats(number):
+            return
         if not self._stopping:
             limit = self.policy.deadline_s
             text = "draining %s for at most %g s; again ends at once"
@@ -603,6 +635,7 @@ class Supervisor:
                     state=self._state(seat),
                     restarts=seat.restarts,
                     statistics=summed(parts) if parts else None,
+                    incomplete=seat.incomplete,
                 )
             )
         total = summed([one.statistics for one in workers if one.statistics is not None], self.name, once=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -10,6 +10,7 @@ from furcula.engine.statistics import Statistics
 from furcula.sockets import Wanted
 
 __all__ = [
+    "REFUSED",
     "Answer",
     "Ask",
     "Beat",
@@ -24,6 +25,10 @@ __all__ = [
     "Up",
     "Worker",
 ]
+
+
+#: The exit code of a worker that finds that the flow as written cannot run.
+REFUSED: Final = 2
 
 
 class Worker(msgspec.Struct, frozen=True):
@@ -90,6 +95,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
         error: What went wrong, in a line or a few.
         signalled: It was ended by a signal from outside, which only its supervisor should have sent.
         over: Its sources that had come to their end before it was told to stop, by name.
+        unfit: It is the flow as written that cannot run: another process would fare no better.
     """
 
     code: int = 0
@@ -97,6 +103,7 @@ class Finished(msgspec.Struct, frozen=True, tag=True):
     error: str = ""
     signalled: bool = False
     over: frozenset[str] = frozenset()
+    unfit: bool = False
 
 
 # ------------------------------------------------------------------ what is said to it

@@ -118,6 +118,35 @@ async def test_a_loss_is_logged_once_until_the_reason_changes_and_the_return_onc
     assert len(levels) == 3
 
 
+async def test_that_nobody_answers_is_told_once_in_whatever_words_a_library_says_it(
+    moved: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "furcula.module")
+    wire = Wire()
+    async with wire.line() as line:
+        await line.ready()
+        try:
+            try:
+                raise ConnectionRefusedError(111, "refused")
+            except OSError as error:
+                raise RuntimeError("Error 111 connecting to here") from error
+        except RuntimeError as error:
+            wire.trouble = error
+        wire.lost("Connection closed by server")
+        while line.client is not None:
+            await asyncio.sleep(0)
+        with pytest.raises(Unavailable, match="Error 111"):
+            await line.ready(60)
+        assert line.errors > 2
+        wire.trouble = RuntimeError("no such user")
+        with pytest.raises(Unavailable, match="no such user"):
+            await line.ready(60)
+    assert [(record.levelname, record.getMessage().partition(";")[0]) for record in caplog.records] == [
+        ("WARNING", "no connection to wire://here: Connection closed by server"),
+        ("ERROR", "no connection to wire://here: no such user"),
+    ]
+
+
 async def test_a_connection_that_is_lost_is_closed_and_made_again_and_an_old_ones_loss_is_no_news(moved: Any) -> None:
     wire = Wire()
     async with wire.line() as line:

@@ -135,6 +135,7 @@ class Site:
         active: Requests that are being handled or answered.
         refused: Answers that never entered the flow, by status.
         ceased: The flow drains: nothing new is taken.
+        resumed: Nothing new is taken until this is done; None: it is.
     """
 
     def __init__(self, context: Context, routes: Iterable[Route], base: str, settings: Settings):
@@ -148,6 +149,7 @@ class Site:
         self.active = 0
         self.refused: Counter[int] = Counter()
         self.ceased = False
+        self.resumed: asyncio.Future[None] | None = None
         # Nothing has to be added to an answer, unless it is long or a stream.
         self._plain = settings.cors is None and not settings.access_log
         self._least_gzip = settings.gzip or 1 << 62
@@ -282,6 +284,8 @@ class Site:
         if self.active > settings.concurrent or self.ceased:
             why = "it is being stopped" if self.ceased else "too many requests at once"
             raise ServiceUnavailable(why, retry_after=settings.retry_after_s)
+        if self.resumed is not None:
+            raise self._not_now()
         version = scope["http_version"]
         if "host" not in fields and version == "1.1":
             raise BadRequest("there is no Host")
@@ -369,6 +373,8 @@ class Site:
         if exchange is None:  # it is answered already
             return
         outbox = exchange.endpoint.outbox
+        if self.resumed is not None:  # since its head was looked at
+            raise self._not_now()
         if outbox in self._no_room:
             raise ServiceUnavailable("there is no room now", retry_after=self.settings.retry_after_s)
         visit.asked = True
@@ -376,6 +382,9 @@ class Site:
         if wait is not None:
             self._until_there_is_room(outbox, wait)
         visit.response = exchange.response
+
+    def _not_now(self) -> ServiceUnavailable:
+        return ServiceUnavailable("nothing is admitted now", retry_after=self.settings.retry_after_s)
 
     def _refuse(self, visit: _Visit, error: Exception) -> None:
         """The answer to a request that did not enter the flow."""
@@ -494,6 +503,14 @@ class Site:
         request = f" [request {exchange.request_id}]" if exchange is not None else ""
         path = path_shown(scope)
         self.context.log.info("%s %s %s %.1f ms%s", scope["method"], path, status, seconds * 1000, request)
+
+    def hold(self, held: bool) -> None:
+        """Take nothing new, or take it again. WebSockets stay open; what they say waits."""
+        if held and self.resumed is None:
+            self.resumed = asyncio.get_running_loop().create_future()
+        elif not held and self.resumed is not None:
+            self.resumed.set_result(None)
+            self.resumed = None
 
     # ------------------------------------------------------------------ its end
 

@@ -153,6 +153,7 @@ class HttpListen(Source):
         #: Another server hands requests to `site`: nothing is opened.
         self.mounted = False
         self._server: Server | None = None
+        self._held = False
 
     @classmethod
     def ports(cls, *, routes: list[Any] | None = None, announce: bool = False, **rest: Any) -> dict[str, Any]:
@@ -168,6 +169,7 @@ class HttpListen(Source):
 
     async def start(self, context: Context) -> None:
         self.site = Site(context, self._routes, self._base, self._settings)
+        self.site.hold(self._held)
         if self.mounted:
             return
         if not self._placed:
@@ -193,6 +195,15 @@ class HttpListen(Source):
                 "it is for"
             )
         self.site.push(event)
+
+    def hold_requests(self, held: bool) -> None:
+        """Admit nothing, or something again: what comes meanwhile is refused with a 503, what is under way goes on.
+
+        A request that were let in and had to wait would only keep its client waiting. May be called before `start`.
+        """
+        self._held = held
+        if self.site is not None:
+            self.site.hold(held)
 
     async def cease(self) -> None:
         if self._server is not None:

@@ -182,7 +182,15 @@ class Sockets:
             return
         fields, path = fields_of(scope), path_of(scope)
         found = self._site.routes.socket(path)
-        refused = 503 if self._site.ceased else 404 if found is None else 0 if self._may(fields) else 403
+        refused = (
+            503
+            if self._site.ceased or self._site.resumed is not None
+            else 404
+            if found is None
+            else 0
+            if self._may(fields)
+            else 403
+        )
         if not refused and len(self._open) >= self._site.settings.concurrent:
             refused = 503
         if refused or found is None:
@@ -296,6 +304,8 @@ class Sockets:
 
     def _ask_held(self, connection: _Connection) -> Awaitable[None] | None:
         while connection.held and len(connection.asking) < WINDOW:
+            if self._site.resumed is not None:
+                return asyncio.shield(self._site.resumed)
             wait = self._ask(connection, connection.held.popleft())
             if wait is not None:
                 return wait
