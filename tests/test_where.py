@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from furcula.event import Event
-from furcula.where import OPERATORS, Where
+from furcula.where import MEANT, OPERATORS, Where
 
 EVENT = Event(
     {
@@ -132,6 +133,21 @@ def test_values_that_cannot_be_compared_do_not_match_and_do_not_raise(spec: Any)
     assert Where.of(spec)(EVENT) is False
 
 
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [("is", "eq"), ("equals", "eq"), ("==", "eq"), ("!=", "ne"), (">=", "ge"), ("regex", "matches"), ("eqq", "eq")],
+)
+def test_an_operator_by_another_name_is_refused_with_ours(said: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=rf"^a condition has no '{re.escape(said)}', did you mean '{meant}'\?$"):
+        Where.of({"where": "data.size", said: 4})
+
+
+def test_every_name_that_is_meant_is_one_of_ours() -> None:
+    ours = {"where", "expr", "not", "all", "any", *OPERATORS}
+    assert set(MEANT.values()) <= ours
+    assert not set(MEANT) & ours
+
+
 def test_true_and_1_are_different_values() -> None:
     assert not Where.of({"where": "data.ok", "eq": 1})(EVENT)
     assert not Where.of({"where": "data.ok", "in": [1, 2]})(EVENT)
@@ -148,7 +164,7 @@ def test_data_that_is_no_dict_is_reached_too() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"where": "data.x", "equals": 1}, "no 'equals'; where, expr"),
+        ({"where": "data.x", "xyzzy": 1}, "no 'xyzzy'; it has where, expr"),
         ({"where": "data.x", "start_with": "a"}, "did you mean 'starts_with'"),
         ({"were": "data.x", "eq": 1}, "did you mean 'where'"),
         ({"where": "data.x"}, "what of 'data.x'"),

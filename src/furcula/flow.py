@@ -137,7 +137,8 @@ class FlowGraph:
             return lambda found: self._bare(role, found, name, rest)
         rest = dict(rest)
         options, arguments = rest.pop("options", None), rest.pop("arguments", None)
-        return self.put(subject, name, role=role, options=options, arguments=arguments, changes=rest)
+        outboxes = rest.pop("outboxes", None)
+        return self.put(subject, name, role=role, options=options, outboxes=outboxes, arguments=arguments, changes=rest)
 
     def put(
         self,
@@ -184,6 +185,8 @@ class FlowGraph:
         elif arguments:
             found.append(Problem(f"{name} takes no arguments", f"{path}.with", location))
         ports: dict[str, Any] = {"inboxes": () if is_source else ("inbox",)}
+        if role in ("map", "filter", "flat_map"):
+            ports["outboxes"] = ("outbox",)  # bare data says no outbox to leave by
         try:
             handling = _handling_of(
                 functools.partial(subject, **bound) if bound and not is_class else subject, role, is_source

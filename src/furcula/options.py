@@ -306,7 +306,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             try:
                 Event().has(self.key)
             except KeyError as error:
-                raise ValueError(f"key: {error.args[0]}") from None
+                raise ValueError(f"key must be a path: {error.args[0]}") from None
         if isinstance(self.queue, dict):
             msgspec.structs.force_setattr(self, "queue", convert_value(self.queue, Durable))
         if isinstance(self.queue, int) and self.queue < 1:

@@ -104,7 +104,8 @@ def _route_problems(places: Mapping[str, Place], route: Route, path: str) -> lis
         if route.outbox not in known:
             found.append(
                 Problem(
-                    f"{route}: {source.name} has no outbox {route.outbox!r}{nearest(route.outbox, known)}",
+                    f"{route}: {source.name} has no outbox {route.outbox!r}"
+                    f"{nearest(route.outbox, known) or '; it has ' + ', '.join(sorted(known))}",
                     path,
                     route.location,
                 )

@@ -25,7 +25,7 @@ import jmespath.functions
 from furcula.errors import nearest
 from furcula.event import Event
 
-__all__ = ["OPERATORS", "Where"]
+__all__ = ["MEANT", "OPERATORS", "Where"]
 
 #: What a path leads to where there is nothing. (`Event.get` takes MISSING for "no default was given" and raises.)
 NOTHING: Final = object()
@@ -75,6 +75,16 @@ class Where:
 
 
 _COMBINING = ("where", "expr", "not", "all", "any")
+#: What other languages call an operator, too far from our name for it to be found by its letters.
+MEANT: Final = {
+    "is": "eq", "equals": "eq", "equal": "eq", "==": "eq", "=": "eq",
+    "is_not": "ne", "not_equal": "ne", "not_equals": "ne", "!=": "ne", "<>": "ne",
+    "<": "lt", "<=": "le", "lte": "le", ">": "gt", ">=": "ge", "gte": "ge",
+    "one_of": "in", "is_in": "in", "not in": "not_in", "none_of": "not_in",
+    "regex": "matches", "regexp": "matches", "re": "matches", "~": "matches", "=~": "matches",
+    "includes": "contains", "has": "contains", "prefix": "starts_with", "suffix": "ends_with",
+    "present": "exists", "null": "is_null", "and": "all", "or": "any", "path": "where", "field": "where",
+}  # fmt: skip
 
 
 def _compile(spec: Mapping[str, Any]) -> Test:
@@ -83,7 +93,8 @@ def _compile(spec: Mapping[str, Any]) -> Test:
     for name in operators:
         if name not in OPERATORS:
             known = (*_COMBINING, *OPERATORS)
-            raise ValueError(f"a condition has no {name!r}{nearest(str(name), known) or '; ' + ', '.join(known)}")
+            meant = f", did you mean {MEANT[name]!r}?" if name in MEANT else nearest(str(name), known)
+            raise ValueError(f"a condition has no {name!r}{meant or '; it has ' + ', '.join(known)}")
     if "where" in spec:
         if not operators:
             raise ValueError(f"what of {spec['where']!r}? say one of {', '.join(OPERATORS)}")

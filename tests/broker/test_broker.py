@@ -14,6 +14,7 @@ import pytest
 from furcula import Options, Retry
 from furcula.broker import Broker, BrokerHandler, DeliveryFailed, IngressContext
 from furcula.broker.broker import Unmatched
+from furcula.codecs import decode_events
 from furcula.errors import ConfigurationError, InputError, QueueFull, Stopped
 from furcula.store import StoreFile
 from furcula.testing import assert_settled
@@ -477,6 +478,114 @@ async def test_stopping_without_draining_counts_what_it_leaves() -> None:
         statistics = await broker.stop(drain=False)
     assert statistics.sinks["a/default"].failed == 50
     assert_settled(statistics.flow)
+
+
+def letters_in(store: Path) -> list[Any]:
+    file = StoreFile(store, owns=False)
+    try:
+        return file.letters()
+    finally:
+        file.close()
+
+
+def bodies(letters: list[Any]) -> list[Any]:
+    return [event.data for letter in letters for event in decode_events(letter.event)]
+
+
+@pytest.mark.parametrize("drain", [True, False])
+async def test_what_a_hanging_sink_holds_at_the_end_of_a_stop_is_kept_as_its_letters(
+    tmp_path: Path, drain: bool
+) -> None:
+    store, keeper = tmp_path / "dead.db", Keeper()
+    told: list[Any] = []
+    broker = Broker(
+        {"hang": {"default": {}}, "good": {"default": {}}},
+        ingress={"hang": Hanging(), "good": keeper},
+        dead_letter=str(store),
+        on_error=lambda *what: told.append(what),
+    )
+    async with broker:
+        for number in range(10):
+            await broker.put("k", number)
+        await until(lambda: len(keeper.got) == 10)
+        statistics = await broker.stop(drain=drain, timeout="50ms")
+    assert statistics.sinks["hang/default"].failed == 10
+    assert_settled(statistics.flow)
+    letters = letters_in(store)
+    assert bodies(letters) == [str(number) for number in range(10)]
+    assert {(letter.flow, letter.module, letter.error) for letter in letters} == {
+        ("broker", "hang/default", "Abandoned")
+    }
+    assert told == []
+
+
+async def test_what_a_stop_has_kept_is_put_to_its_sink_again_by_the_next_broker(tmp_path: Path) -> None:
+    store, keeper = tmp_path / "dead.db", Keeper()
+
+    def made(plugin: Any) -> Broker:
+        return Broker({"bad": {"default": {}}}, ingress={"bad": plugin}, dead_letter=str(store))
+
+    def replay() -> None:
+        file = StoreFile(store, owns=False)
+        file.transaction(lambda: file.replay([letter.id for letter in file.letters()]))
+        file.close()
+
+    async with made(Hanging()) as broker:
+        for number in range(3):
+            await broker.put("k", number)
+        await broker.stop(drain=False)
+    replay()
+    hanging = made(Hanging())
+    async with hanging:
+        await until(lambda: hanging.statistics().sinks["bad/default"].waiting == 3)
+        await hanging.stop(drain=False)
+    assert len(letters_in(store)) == 3, "what is abandoned while it is put again is a letter still, and one"
+    async with made(keeper):
+        await until(lambda: not letters_in(store))
+    assert [body for *_, body in keeper.got] == ["0", "1", "2"]
+
+
+async def test_what_was_given_up_before_a_stop_and_waits_to_be_written_is_kept_once(tmp_path: Path) -> None:
+    store = tmp_path / "dead.db"
+    broker = Broker(
+        {"bad": {"default": {}}},
+        ingress={"bad": Failing()},
+        options=Options(queue=1024, overflow="fail"),
+        dead_letter=str(store),
+    )
+    async with broker:
+        for number in range(500):
+            await broker.put("k", number)
+        statistics = await broker.stop(drain=False)
+    assert sorted(map(int, bodies(letters_in(store)))) == list(range(500))
+    assert_settled(statistics.flow)
+
+
+async def test_what_a_broker_never_began_with_is_kept_for_each_of_its_sinks(tmp_path: Path) -> None:
+    store = tmp_path / "dead.db"
+    profiles = {"a": {"default": {}}, "b": {"default": {}, "one": {}}}
+    broker = Broker(profiles, ingress={"a": Keeper(), "b": Keeper()}, dead_letter=str(store))
+    broker.put_nowait("k", 1)
+    broker.put_nowait("k", 2, profile="one")
+    statistics = await broker.stop(drain=False)
+    assert statistics.put == 2
+    letters = letters_in(store)
+    assert sorted(zip([letter.module for letter in letters], bodies(letters), strict=True)) == [
+        ("a/default", "1"),
+        ("b/default", "1"),
+        ("b/one", "2"),
+    ]
+    assert {(letter.error, letter.attempts) for letter in letters} == {("Stopped", 0)}
+
+
+async def test_a_store_that_cannot_be_written_is_told_and_keeps_nobody_from_stopping(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "dead.db").write_text("this is no store")
+    broker = Broker({"a": {"default": {}}}, ingress={"a": Keeper()}, dead_letter=str(tmp_path / "dead.db"))
+    broker.put_nowait("k", 1)
+    await broker.stop(drain=False)
+    assert "1 event(s) are not kept as dead letters: " in caplog.text
 
 
 # ------------------------------------------------------------------ internal queues

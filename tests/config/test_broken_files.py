@@ -303,6 +303,33 @@ FILES = {
         "  - a.othr -> b\n",
         ["flow.yaml:7:5: routes[1]: a.othr -> b: a has no outbox 'othr', did you mean 'other'?"],
     ),
+    "an outbox of a function of bare data": (
+        "modules:\n"
+        "  n: shop:numbers\n"
+        "  a: {map: 'shop:double'}\n"
+        "  b: {filter: 'shop:is_even'}\n"
+        "  c: {flat_map: 'shop:repeat'}\n"
+        "  d: shop:sink\n"
+        "routes:\n"
+        "  - n -> a\n"
+        "  - a.oubox -> b\n"
+        "  - b.faild -> d\n"
+        "  - c.others -> d\n"
+        "  - n -> c\n"
+        "  - a -> d\n",
+        [
+            "flow.yaml:9:5: routes[1]: a.oubox -> b: a has no outbox 'oubox', did you mean 'outbox'?",
+            "flow.yaml:10:5: routes[2]: b.faild -> d: b has no outbox 'faild', did you mean 'failed'?",
+            "flow.yaml:11:5: routes[3]: c.others -> d: c has no outbox 'others'; it has expired, failed, outbox",
+        ],
+    ),
+    "a key that is no path": (
+        "modules:\n  n: shop:numbers\n  a: {use: 'shop:label', key: dta.customer}\n",
+        [
+            "flow.yaml:3:31: modules.a.key: key must be a path: 'dta': a path begins with one of created, data, "
+            "failures, headers, id, key, parent, scratch, tags, ttl (given dta.customer)"
+        ],
+    ),
     "a chain that cannot be": (
         "modules:\n  a: shop:numbers\n  b: shop:letters\n",
         ["flow.yaml:3:3: modules.b: a -> b: b is a source and has no inbox"],

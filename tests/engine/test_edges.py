@@ -1197,3 +1197,35 @@ def test_a_lane_is_not_entered_twice_after_back_off():
     assert worst[0] == 1
     for key in "abcd":
         assert [n for k, n in sink if k == key] == list(range(60))
+
+
+def test_what_a_stop_abandons_is_handed_over_with_its_failures_before_the_modules_are_stopped() -> None:
+    told: list[Any] = []
+
+    class Hanging(Module):
+        async def process(self, event: Event) -> Event:
+            await asyncio.Event().wait()
+            return event
+
+        def stop(self) -> None:
+            told.append("stopped")
+
+    async def abandoned(left: list[Any]) -> None:
+        await asyncio.sleep(1)
+        told.extend((event.data, failure.module, failure.type) for event, failure in left)
+
+    flow = Flow("left")
+    flow.use("inlet", "inlet") >> flow.module(Hanging, "hanging", queue=10) >> flow.use("null", "out")
+
+    async def go(loop: MovingLoop) -> None:
+        director = Director(flow, abandoned=abandoned)
+        async with director:
+            for number in range(3):
+                await director.put("inlet", number)
+            await asyncio.sleep(1)
+            statistics = settled(await director.stop(1))
+        assert (statistics.failed, statistics.abandoned) == (3, {"hanging": 3})
+
+    run_moving(go)
+    *left, last = told
+    assert (sorted(left), last) == ([(number, "hanging", "Abandoned") for number in range(3)], "stopped")

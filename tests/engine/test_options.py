@@ -24,6 +24,38 @@ def numbers(count: int) -> Flow:
     return flow
 
 
+def test_a_key_must_be_a_path() -> None:
+    with pytest.raises(ConfigurationError, match=r"key must be a path: 'customer': a path begins with one of created"):
+        numbers(1).module(lambda event: event, "keyed", key="customer")
+    with pytest.raises(ValueError, match="key must be a path"):
+        Options(key="dta.customer")
+    for right in ("data.customer", "headers.tenant", "key", "data", None):
+        assert Options(key=right).key == right
+
+
+def test_events_without_the_key_stay_in_order_with_each_other_and_hold_up_nobody_else() -> None:
+    flow, sink, inside, most = Flow("options"), Sink(), 0, 0
+    given = [{"n": number} if number % 2 else {"n": number, "customer": number} for number in range(20)]
+    flow.source(given, "given")
+
+    @flow.module(concurrency=20, key="data.customer")
+    async def slow(event: Event) -> Event:
+        nonlocal inside, most
+        if "customer" not in event.data:
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep((20 - event.data["n"]) * 0.01)
+            inside -= 1
+        return event
+
+    flow["given"] >> slow >> flow.module(sink, "sink")
+    ran(flow)
+    came = [data["n"] for data in sink]
+    assert [n for n in came if n % 2] == list(range(1, 20, 2))
+    assert most == 1
+    assert came.index(18) < came.index(1), "those with a key of their own do not wait for them"
+
+
 def test_concurrency_bounds_how_many_wait_at_once_and_order_is_kept() -> None:
     flow, sink, inside, most = numbers(50), Sink(), 0, 0
 

@@ -38,7 +38,7 @@ class Ran:
         self.out, self.side, self.dead = Sink(), Sink(), Sink()
         self.place = place(self.flow)
         self.flow["source"] >> self.place >> self.flow.module(self.out, "out")
-        if not isinstance(self.place.subject, type):
+        if self.place.outboxes is None:
             self.place["side"] >> self.flow.module(self.side, "side")
         self.place.failed >> self.flow.module(self.dead, "dead")
 

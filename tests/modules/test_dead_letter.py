@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from furcula import Director, Event, Flow
@@ -81,7 +83,7 @@ async def test_letters_are_tried_again_by_the_running_flow_and_leave_once_they_a
             await director.put("inlet", {"sku": number}, settled=True)
         before = letters(store)
         said = await asyncio.to_thread(dlq, "replay", store, 1)  # it is still broken: a letter again
-        assert "1 of price will be taken by a dead_letter.replay" in said.stderr
+        assert "1 of shop/price waits for dead_letter.replay\n" in said.stderr
         async with asyncio.timeout(30):
             while [one.id for one in letters(store)] != [2, 3, 4]:
                 await asyncio.sleep(0)
@@ -122,6 +124,31 @@ async def test_a_letter_that_fails_where_nothing_catches_it_stays_and_is_charged
     assert (letter.attempts, letter.replay) == (2, False)
 
 
+async def test_a_replay_that_nobody_may_take_says_what_the_flow_needs_and_that_is_enough(store: Path) -> None:
+    shop = Shop(store)
+    async with Director(shop.flow) as director:
+        await director.put("inlet", {"sku": 1}, settled=True)
+        await director.stop()
+    said = dlq("replay", store, "--all").stderr
+    assert "will be taken" not in said
+    line = re.search(r"modules: (\w+): (\{.*\})$", said, re.MULTILINE)
+    route = re.search(r"routes: +(.* -> .*)$", said, re.MULTILINE)
+    assert line is not None
+    assert route is not None
+    assert "(waits for dead_letter.replay)" in dlq("list", store).stdout
+    given = yaml.safe_load(line[2])
+    mended = Shop(store)
+    mended.broken = False
+    mended.flow.use(given["use"], line[1], **given["with"])
+    mended.flow.connect(route[1])
+    async with Director(mended.flow) as director:
+        async with asyncio.timeout(30):
+            while letters(store):
+                await asyncio.sleep(0)
+        assert_settled(await director.stop())
+    assert [data for _, data, _ in mended.priced] == [{"sku": 1}]
+
+
 def test_listing_discarding_and_what_is_not_there(store: Path) -> None:
     file = StoreFile(store)
     made = [
@@ -140,7 +167,10 @@ def test_listing_discarding_and_what_is_not_there(store: Path) -> None:
     assert len(letters(store)) == 5
     assert dlq("discard", store, "--all", "--module", "pay", "--yes").exit_code == 0
     assert dlq("discard", store, "--all", input="y\n").exit_code == 0
-    assert "has no dead letters" in dlq("list", store).stderr
+    nothing = dlq("list", store)
+    assert (nothing.exit_code, nothing.stdout) == (0, "")
+    assert nothing.stderr == f"there are no dead letters in {store}\n"
+    assert dlq("list", store, "--json").stdout == ""
     assert dlq("show", store, 1).exit_code == 1
     assert dlq("discard", store).exit_code == 2
     assert dlq("list", store.with_name("other.db")).exit_code == 2
@@ -173,7 +203,7 @@ async def test_rejected_events_of_a_durable_queue_go_back_to_it(store: Path) -> 
 
 async def test_a_store_that_is_none_keeps_the_flow_from_starting(store: Path) -> None:
     store.write_text("no store at all, I am afraid")
-    with pytest.raises(StartFailed, match=r"dead .*could not start: StoreDamaged: .* is no store of furcula"):
+    with pytest.raises(StartFailed, match=r"dead .*could not start: .*dead.db is no store of furcula"):
         await Shop(store).flow.run_async()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
+import textwrap
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, ClassVar
 
@@ -163,6 +165,12 @@ def test_a_source_that_never_ends_is_stopped_by_the_moving_clock() -> None:
     assert result.data() == pytest.approx([60, 120, 180, 240, 300])
     assert result["invalid"] == []
     assert run_module("cron", stop_after="3h", time_limit="4h", schedule="0 * * * *", timezone="UTC").data()
+
+
+def test_the_example_of_its_docstring_is_true() -> None:
+    (example,) = re.findall(r"::\n\n((?: +\S.*\n)+)", run_module.__doc__ or "")
+    assert "run_module(" in example
+    exec(textwrap.dedent(example), {"run_module": run_module})
 
 
 def test_a_source_that_raises_says_so() -> None:

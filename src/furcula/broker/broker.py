@@ -12,7 +12,7 @@ import re
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import msgspec
@@ -26,14 +26,18 @@ from furcula.broker.serializers import Serializer
 from furcula.broker.serializers import serializer as serializer_named
 from furcula.engine.counters import Counters
 from furcula.engine.director import Director
+from furcula.engine.outcome import Failed, make_failure
 from furcula.engine.statistics import Statistics
 from furcula.engine.threads import Threads
 from furcula.errors import ConfigurationError, FurculaError, QueueFull, Stopped, nearest
 from furcula.event import Event, Failure
 from furcula.graph import Place
 from furcula.module import Context, Source
+from furcula.modules.dead_letter import letter_of
 from furcula.options import Duration, Options, Retry
+from furcula.receipt import origin_of
 from furcula.run import Flow
+from furcula.store import Store
 
 __all__ = ["Broker", "BrokerStatistics", "SinkStatistics", "Unmatched"]
 
@@ -45,7 +49,7 @@ OPTIONS = Options(queue=1024, overflow="fail", timeout=Duration(30), retry=Retry
 WAITING = 10_000
 #: Puts after which the sinks get a turn of the loop.
 TURN = 32
-#: Seconds that a sink which is nearly full may hold up who puts, each time.
+#: Seconds that a sink which is nearly full may hold up who puts, each time, or as many turns of the loop as above.
 PATIENCE_S = 0.005
 #: Seconds that the error callback has, and that closing a plugin may take, unless a stop says less.
 CALLBACK_S = 30
@@ -109,10 +113,11 @@ class Broker:
         sink_options: How single ones are run, by `provider/profile` or provider: Options, or a dict of them that
             changes the common ones.
         dead_letter: A store's path, in which is kept what a sink gives up on. `furcula dlq replay` puts it to that sink
-            again while the Broker runs.
+            again while the Broker runs. What a stop leaves is kept there too.
         strict: Refuse an event that no profile matches; else it is counted.
         on_error: Called with exception, plugin, profile and body of each event that a sink gives up on; a plain
             function in a thread. It has 30 s and a queue of its own; what it raises is logged. No sink waits for it.
+            It is not called for what a stop leaves.
         name: Under which dead letters are kept.
 
     Attributes:
@@ -163,6 +168,9 @@ class Broker:
         self._told_unmatched: set[str] = set()
         self._unmatched = 0
         self._director: Director | None = None
+        #: Where it is kept what sinks give up on; and once the Broker starts, the hold on it.
+        self._dead_letter = dead_letter
+        self._store: Store | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._lock = threading.Lock()
@@ -171,6 +179,7 @@ class Broker:
         #: Of those that were handed over, how many there were, and how many were begun with.
         self._handed_over = 0
         self._begun_with = 0
+        self._never_begun = 0
         self._since_turn = 0
         self._pressure: asyncio.Future[None] | None = None
         self._stopping: asyncio.Task[BrokerStatistics] | None = None
@@ -280,7 +289,7 @@ class Broker:
         """
         if self._director is not None:
             raise RuntimeError("a Broker is started once")
-        director = self._director = Director(self._flow)
+        director = self._director = self._made_director()
         # All that runs in the Broker's flow runs in this context, and so do its plugins' and their libraries' tasks:
         # what they log is not put on the Broker again.
         token = INSIDE.set(True)
@@ -326,8 +335,11 @@ class Broker:
         """Take nothing more; deliver what was put; close the sinks. May be called again; each call gets the figures.
 
         Args:
-            drain: Deliver what waits; else it is given up at once, and counted.
-            timeout: Seconds that this may take. What is left then is given up, counted and named in the log.
+            drain: Deliver what waits; else it is given up at once.
+            timeout: Seconds that this may take. What is left then is given up.
+
+        What is given up here is counted, named in the log, and with `dead_letter` kept: a letter for each sink that
+        had it in hand or in its queue, to be put to it again by `furcula dlq replay` when a Broker runs.
         """
         if self._stopping is None:
             with self._lock:
@@ -340,18 +352,72 @@ class Broker:
             if self._waiting and drain:
                 await self.start()
             else:
-                self._director = Director(self._flow)
+                self._director = self._made_director()
         director = self._director
         assert director is not None
         self._ends = time.monotonic() + (limit_s if drain else 0)
         if director.phase == "running":
             await self._until(lambda: not self._waiting or time.monotonic() >= (self._ends or 0))
-        if self._waiting:
-            _log.error("the broker stops with %d event(s) that it had not begun with", len(self._waiting))
+        with self._lock:
+            never_begun = list(self._waiting)
+            self._waiting.clear()
+            self._never_begun = len(never_begun)
+        if never_begun:
+            _log.error("the broker stops with %d event(s) that it had not begun with", len(never_begun))
+            await self._keep([copy for port, event in never_begun for copy in self._for_each_sink(port, event)])
         await director.stop(self._left_s() if drain else 0)
         self._callback.shutdown(wait=False)
         self.internal.shut()
         return self.statistics()
+
+    def _made_director(self) -> Director:
+        if self._dead_letter is None:
+            return Director(self._flow)
+        self._store = Store(self._dead_letter)
+        return Director(self._flow, abandoned=self._keep_abandoned)
+
+    async def _keep_abandoned(self, left: list[tuple[Event[Any], Failure]]) -> None:
+        """Keep what the sinks still held at the deadline, and what they had given up on and was not yet a letter."""
+        assert self._director is not None
+        written = {id(event) for event in self._director.modules[self._given_up].instance.in_hand}
+        kept = []
+        for event, failure in left:
+            origin = origin_of(event.carrier())
+            if origin is not None and origin.name == "again":
+                continue  # it is a letter still
+            if failure.module in self._by_name:
+                event.failures = (*event.failures, failure)
+                kept.append(event)
+            elif failure.module == self._given_up and id(event) not in written:
+                kept.append(event)
+        kept.sort(key=lambda event: event.headers["number"])  # as they were put: what is in hand is told last
+        await self._keep(kept)
+
+    @staticmethod
+    def _for_each_sink(port: str, event: Event[Any]) -> Iterator[Event[Any]]:
+        """For each sink its own copy of an event that was never begun with."""
+        for name in event.headers.pop("sinks", (port,)):
+            copy = event.duplicate(None)
+            error = Stopped(f"the broker stopped before {name} was given it")
+            copy.failures = (make_failure(name, Failed(error, attempts=0)),)
+            yield copy
+
+    async def _keep(self, events: list[Event[Any]]) -> None:
+        """Make dead letters of these, if there is a store for them."""
+        if self._store is None or not events:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                letters = [letter_of(event, flow=self._flow.name, now=time.time()) for event in events]
+                await self._store.open()
+                try:
+                    await self._store.bury(letters)
+                finally:
+                    await self._store.close()
+        except (FurculaError, TimeoutError) as error:
+            _log.error("%d event(s) are not kept as dead letters: %s", len(events), error or "the store is too slow")
+        else:
+            _log.warning("%d event(s) are kept as dead letters in %s", len(events), self._store.path)
 
     def statistics(self) -> BrokerStatistics:
         """The figures now."""
@@ -366,7 +432,11 @@ class Broker:
                     figures.delivered, figures.failed, figures.dropped, figures.retried, figures.held
                 )
         return BrokerStatistics(
-            flow.origins["put"].admitted + len(self._waiting), self._unmatched, sinks, dict(self.disabled), flow
+            flow.origins["put"].admitted + len(self._waiting) + self._never_begun,
+            self._unmatched,
+            sinks,
+            dict(self.disabled),
+            flow,
         )
 
     # ------------------------------------------------------------------ putting
@@ -516,8 +586,11 @@ class Broker:
         if not crowded:
             return
         ends = time.monotonic() + PATIENCE_S
-        while self._crowded(director) and time.monotonic() < ends:  # noqa: ASYNC110 -- turns are what it gives
+        turns = 0
+        # By turns too: where the machine is busy, the time may pass without a single one.
+        while self._crowded(director) and (turns < TURN or time.monotonic() < ends):
             await asyncio.sleep(0)
+            turns += 1
         for name, handled in crowded.items():
             counters = director.modules[name].counters
             if counters.received - counters.held == handled:

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import click
 
 from furcula.correlation import Correlation
-from furcula.errors import ConfigurationError, FurculaError
+from furcula.errors import ConfigurationError, FurculaError, ModuleError
 
 __all__ = ["FAILED", "INTERRUPTED", "REFUSED", "Command", "ending", "say"]
 
@@ -66,9 +66,18 @@ class Command(click.Command):
 def _told(error: Exception) -> click.exceptions.Exit:
     if isinstance(error, ConfigurationError):
         return ending(str(error), REFUSED)
-    if isinstance(error, FurculaError):
-        return ending(f"{error}\n--traceback shows where it was raised", FAILED)
-    return ending(f"{type(error).__name__}: {error}\n--traceback shows where it was raised", FAILED)
+    text = str(error) if isinstance(error, FurculaError) else f"{type(error).__name__}: {error}"
+    return ending(text if _says_all(error) else f"{text}\n--traceback shows where it was raised", FAILED)
+
+
+def _says_all(error: BaseException) -> bool:
+    """Is there nothing more to learn from its traceback?
+
+    An error of ours says what is wrong and what to do. What a module raised, and we only pass on, is anybody's.
+    """
+    if isinstance(error, ModuleError) and error.__cause__ is not None:
+        return _says_all(error.__cause__)
+    return isinstance(error, FurculaError)
 
 
 class _Stderr(logging.StreamHandler[TextIO]):

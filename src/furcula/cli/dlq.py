@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def list_letters(store: Path, flow: str | None, module: str | None, most: int, a
         else:
             click.echo(line_of(letter))
     if not letters:
-        say(f"{store} has no dead letters{' of this kind' if flow or module else ''}")
+        say(f"there are no dead letters{' of this kind' if flow or module else ''} in {store}")
     elif len(letters) > most:
         say(f"... and more; --most {most * 10} shows them")
 
@@ -88,11 +89,15 @@ def show_letter(letter: Letter, *, as_json: bool) -> None:
 def line_of(letter: Letter) -> str:
     """A dead letter in a line."""
     waits = "  (waits for dead_letter.replay)" if letter.replay else ""
-    where = f"{letter.flow}/{letter.module}" if letter.flow else letter.module
+    where = _place(letter.flow, letter.module)
     return (
         f"{letter.id:>6}  {_time(letter.at)}  {where}  {letter.error}: {_line(letter.message)}"
         f"  [{letter.attempts} attempt{'' if letter.attempts == 1 else 's'}]{waits}"
     )
+
+
+def _place(flow: str, module: str) -> str:
+    return "/".join(part for part in (flow, module) if part) or "no module"
 
 
 @dlq.command(cls=Command)
@@ -102,19 +107,42 @@ def line_of(letter: Letter) -> str:
 @_FLOW
 @_MODULE
 def replay(store: Path, ids: tuple[int, ...], everything: bool, flow: str | None, module: str | None) -> None:
-    """Try them again: those of a durable queue go back to its end, others to dead_letter.replay in their flow."""
-    found = _within(store, lambda file: file.replay(_chosen(file, ids, everything, flow, module)), writing=True)
-    queued: dict[str, int] = {}
-    waiting: dict[str, int] = {}
-    for _, fate, where in found:
-        if fate != "gone":
-            counts = queued if fate == "queue" else waiting
-            counts[where] = counts.get(where, 0) + 1
+    """Try them again: those of a durable queue go back to its end, others wait for dead_letter.replay in their flow.
+
+    A flow in which no dead_letter.replay names this store never takes the others.
+    """
+
+    def ask(file: StoreFile) -> tuple[Counter[str], Counter[tuple[str, str]], list[int]]:
+        queued: Counter[str] = Counter()
+        waiting: Counter[tuple[str, str]] = Counter()
+        gone = []
+        for number, fate, where in file.replay(_chosen(file, ids, everything, flow, module)):
+            if fate == "queue":
+                queued[where] += 1
+            elif fate == "gone":
+                gone.append(number)
+            elif (letter := file.letter(number)) is not None:
+                waiting[letter.flow, letter.module] += 1
+        return queued, waiting, gone
+
+    queued, waiting, gone = _within(store, ask, writing=True)
     for queue, count in queued.items():
         say(f"{count} back to the durable queue {queue}")
-    for where, count in waiting.items():
-        say(f"{count} of {where or 'no module'} will be taken by a dead_letter.replay of their flow")
-    _missing([number for number, fate, _ in found if fate == "gone"], store)
+    for (its_flow, its_module), count in waiting.items():
+        say(f"{count} of {_place(its_flow, its_module)} wait{'s' if count == 1 else ''} for dead_letter.replay")
+    if waiting:
+        say(_how_they_are_taken(store, next(module for _, module in waiting)))
+    _missing(gone, store)
+
+
+def _how_they_are_taken(store: Path, module: str) -> str:
+    """A store does not know who reads it: say what the flow needs, whether it has that or not."""
+    only = f", module: {module}" if module else ""
+    return (
+        "their flow takes them when it runs, if it has this source (a Broker has its own); else add it:\n"
+        f"  modules: again: {{use: dead_letter.replay, with: {{store: {store}{only}}}}}\n"
+        f"  routes:  again -> {module or 'where they shall enter again'}"
+    )
 
 
 @dlq.command(cls=Command)

@@ -27,10 +27,13 @@ def abandon(outcomes: Outcomes, held: Batch) -> int:
         outcomes.counters.failed += 1
         outcomes.counters.held -= 1
         outcomes.counters.reasons["failed", "abandoned"] += 1
+        error = Abandoned(f"the flow stopped before {outcomes.name} was done with it")
+        failure = make_failure(outcomes.name, Failed(error))
         receipt = event.carrier()
         if receipt is not None:
-            error = Abandoned(f"the flow stopped before {outcomes.name} was done with it")
-            receipt.settle("failed", 1, "abandoned", make_failure(outcomes.name, Failed(error)))
+            receipt.settle("failed", 1, "abandoned", failure)
+        if outcomes.left is not None:
+            outcomes.left.append((event, failure))
     return len(held)
 
 

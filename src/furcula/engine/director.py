@@ -30,6 +30,7 @@ from furcula.engine.requests import FutureAsker, Request
 from furcula.engine.running_sources import RunningSources
 from furcula.engine.sources import Entrance
 from furcula.engine.statistics import FlowStatistics, OriginStatistics, Statistics
+from furcula.engine.stop_signals import StopSignals
 from furcula.errors import (
     ConfigurationError,
     DeadlinePassed,
@@ -38,7 +39,7 @@ from furcula.errors import (
     StoreError,
     nearest,
 )
-from furcula.event import Event
+from furcula.event import Event, Failure
 from furcula.flow import FlowGraph
 from furcula.options import Duration
 from furcula.receipt import Origin, Receipt, Slot, Tracked
@@ -64,6 +65,8 @@ class Director:
         stage: Run the modules of this stage only.
         joints: With `stage`: what joins it to the stages that run elsewhere.
         held: Sources that are not to begin; see `begin`. The flow does not wait for them to end, unless all are held.
+        abandoned: Given all events that modules still held when the deadline of a stop had passed, each with its
+            failure, and waited for; the `stop` hooks are called after that. They have settled as failed.
 
     Raises:
         ConfigurationError: The flow has problems, or a module's arguments are wrong.
@@ -80,6 +83,7 @@ class Director:
         stage: str | None = None,
         joints: Joints | None = None,
         held: Iterable[str] = (),
+        abandoned: Callable[[list[tuple[Event[Any], Failure]]], Awaitable[None]] | None = None,
     ):
         flow.check()
         self.flow = flow
@@ -102,6 +106,11 @@ class Director:
         )
         self._joints = joints
         self.modules = self._assembly.modules
+        self._tell_abandoned = abandoned
+        self._left: list[tuple[Event[Any], Failure]] = []
+        if abandoned is not None:
+            for run in self.modules.values():
+                run.arrivals.left = self._left
         self._deadline = Deadline()
         self._hooks = Hooks(self._deadline)
         self._sources = RunningSources(
@@ -119,6 +128,7 @@ class Director:
         self._context: contextvars.Context | None = None
         self._started = asyncio.Event()
         self._limited = False
+        self._signals = StopSignals()
         self._stopping: asyncio.Task[Statistics] | None = None
         self._failure: BaseException | None = None
         self._began = 0.0
@@ -405,7 +415,8 @@ class Director:
         """Start, wait for the sources to end, drain, stop.
 
         Args:
-            signals: Stop on SIGINT and SIGTERM too: the first drains within the deadline, a second ends at once.
+            signals: Stop on SIGINT and SIGTERM too: the first drains within the deadline, a second ends at once. The
+                same one within 0.2 s is no second one.
 
         Raises:
             SourceFailed: A source raised. What it had admitted was settled first; `error.statistics` has the figures.
@@ -444,11 +455,14 @@ class Director:
         return statistics
 
     def _on_signal(self, number: int) -> None:
+        if self._signals.repeats(number):
+            return
         name = signal.Signals(number).name
         if self._stopping is None or not self._limited:
             _log.warning("%s: %s: draining for at most %g s; again ends at once", self.flow.name, name, self.deadline_s)
             if self._stopping is None:
                 self.request_stop()
+                self._limited = True  # before its task has begun: another signal may be here already
             else:  # it was draining by itself, without a limit
                 self._limited = True
                 for queue in self._durable:
@@ -546,6 +560,9 @@ class Director:
         self._abandon()
         await self._end_tasks()
         await asyncio.sleep(0)  # what sources are told of their last events is told before they stop
+        if self._left and self._tell_abandoned is not None:
+            await self._tell_abandoned(self._left)
+            self._left.clear()
         if not self._deadline.forced:
             await self._run_stop_hooks()
         if self._joints is not None:

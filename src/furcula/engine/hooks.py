@@ -12,7 +12,7 @@ from furcula.engine.assembly import ModuleRun
 from furcula.engine.attempts import is_stop
 from furcula.engine.context import ModuleContext
 from furcula.engine.deadline import Deadline
-from furcula.errors import StartFailed, Stopped
+from furcula.errors import FurculaError, StartFailed, Stopped
 
 __all__ = ["Hooks", "in_words"]
 
@@ -110,6 +110,8 @@ async def _called(run: ModuleRun, hook: Callable[[], Any], name: str) -> Any:
 
 
 def in_words(error: BaseException) -> str:
-    """The error for a log or a message: its type, and what it says if it says anything."""
+    """The error for a log or a message: its type, and what it says if it says anything. Ours say all themselves."""
     text = str(error)
+    if text and isinstance(error, FurculaError):
+        return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

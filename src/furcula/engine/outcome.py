@@ -94,6 +94,8 @@ class Outcomes:
         self.dead_letter: Consumer | None = None
         self.main: Outlet | None = None
         self.is_sink = True
+        #: Where what is abandoned at the deadline of a stop is noted, each with its failure; None: nobody asked.
+        self.left: list[tuple[Event[Any], Failure]] | None = None
         self._declared = declared
         self._takes_data = takes_data
         self._none_is_data = none_is_data

@@ -181,7 +181,7 @@ class RunningSources:
 
 
 def _make_again(instance: Any, arguments: Mapping[str, Any]) -> None:
-    """Make an object as new, in its place: what handles its events, and what it is to be told of them, are methods of it.
+    """Make an object as new, in its place: what handles its events, and what is told of them, are methods of it.
 
     What `start` made stays until it is made again, as some of its events may still be under way.
     """

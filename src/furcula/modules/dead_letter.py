@@ -16,7 +16,7 @@ from furcula.module import BatchFailed, Context, Module, Source
 from furcula.receipt import Slot, origin_of
 from furcula.store import Letter, Store
 
-__all__ = ["DeadLetterReplay", "DeadLetterWrite"]
+__all__ = ["DeadLetterReplay", "DeadLetterWrite", "letter_of"]
 
 #: Letters that are replayed together.
 TURN = 64
@@ -41,6 +41,8 @@ class DeadLetterWrite(Module):
         if not store:
             raise ValueError("store must be the path of a file")
         self._path = store
+        #: What is being written. It is written also if the flow stops and nobody waits for that any more.
+        self.in_hand: list[Event[Any]] = []
 
     async def start(self, context: Context) -> None:
         self._context = context
@@ -52,32 +54,48 @@ class DeadLetterWrite(Module):
         errors: dict[int, BaseException] = {}
         for index, event in enumerate(events):
             try:
-                letters.append(self._letter(event))
+                letters.append(letter_of(event, flow=self._context.flow, now=self._context.now()))
             except (ValueError, TypeError, RecursionError) as error:
                 errors[index] = InputError(f"the event cannot be stored: {error}")
         if letters:
-            await self._store.bury(letters)
+            self.in_hand = events
+            try:
+                await self._store.bury(letters)
+            except StoreError:
+                self.in_hand = []
+                raise
+            self.in_hand = []
         if errors:
             raise BatchFailed(errors)
         return events
 
-    def _letter(self, event: Event[Any]) -> Letter:
-        last = event.failures[-1] if event.failures else None
-        origin = origin_of(event.carrier())
-        return Letter(
-            at=last.at if last else self._context.now(),
-            flow=self._context.flow,
-            module=last.module if last else "",
-            path=(*([origin.name] if origin else ()), *(failure.module for failure in event.failures)),
-            error=last.type if last else "",
-            message=last.message if last else "",
-            traceback=last.traceback if last else "",
-            attempts=sum(failure.attempts for failure in event.failures),
-            event=encode_each([event])[0],
-        )
-
     async def stop(self) -> None:
         await self._store.close()
+
+
+def letter_of(event: Event[Any], *, flow: str, now: float) -> Letter:
+    """The dead letter that is made of an event and its failures.
+
+    Args:
+        flow: The name of its flow.
+        now: Unix time in seconds, for an event that came without a failure.
+
+    Raises:
+        ValueError, TypeError, RecursionError: Its data cannot be stored.
+    """
+    last = event.failures[-1] if event.failures else None
+    origin = origin_of(event.carrier())
+    return Letter(
+        at=last.at if last else now,
+        flow=flow,
+        module=last.module if last else "",
+        path=(*([origin.name] if origin else ()), *(failure.module for failure in event.failures)),
+        error=last.type if last else "",
+        message=last.message if last else "",
+        traceback=last.traceback if last else "",
+        attempts=sum(failure.attempts for failure in event.failures),
+        event=encode_each([event])[0],
+    )
 
 
 class DeadLetterReplay(Source):

@@ -88,7 +88,7 @@ def run_module(
 
     Not inside a running loop: it runs one of its own, whose clock moves by itself. What is given is copied first. ::
 
-        assert run_module("match", [{"n": 1}, {"n": 2}], where="data.n", is_=2).data() == [{"n": 2}]
+        assert run_module("match", [{"n": 1}, {"n": 2}], where="data.n", eq=2).data() == [{"n": 2}]
 
     Args:
         module: A kind (`"modify"`), a class, a function, or a place in a flow, of which function, options and arguments
