@@ -13,23 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.store.using import put, take
 
 from furcula.errors import FurculaError, Stopped, StoreDamaged, StoreError, StoreUnavailable
 from furcula.store import Letter, Store, StoreFile
 from furcula.store.log import log_state, read_log
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"
-
-
-def put(file: StoreFile, *bodies: bytes, channel: str = "work") -> None:
-    file.transaction(lambda: file.put(channel, bodies))
-
-
-def take(file: StoreFile, most: int = 10, channel: str = "work") -> list[tuple[int, bytes]]:
-    return [(one.attempts, one.body) for one in file.transaction(lambda: file.take(channel, most))]
 
 
 def letter(event: bytes = b"x", **changes: Any) -> Letter:

@@ -12,22 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.store.using import put, take
 
 from furcula.errors import StoreUnavailable
 from furcula.store import Store, StoreFile
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.db"
-
-
-def put(file: StoreFile, *bodies: bytes, channel: str = "work") -> None:
-    file.transaction(lambda: file.put(channel, bodies))
-
-
-def take(file: StoreFile, most: int = 10, channel: str = "work") -> list[tuple[int, bytes]]:
-    return [(one.attempts, one.body) for one in file.transaction(lambda: file.take(channel, most))]
 
 
 def put_and_take(file: StoreFile, bodies: list[bytes], most: int) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +23,7 @@ try:
 except ImportError:
     raise MissingExtra("running on many machines", "cluster") from None
 
-from furcula.transports.nats import connect
+from furcula.transports.nats import connect, tls_context
 
 __all__ = ["BROKEN", "Access", "Client", "tried"]
 
@@ -89,13 +88,7 @@ class Access(msgspec.Struct, frozen=True):
                 raise ConfigurationError(f"there is no file of credentials {self.credentials}")
             found["user_credentials"] = self.credentials
         if self.tls_ca or self.tls_cert or servers[0].startswith("tls:"):
-            try:
-                context = ssl.create_default_context(cafile=self.tls_ca)
-                if self.tls_cert is not None:
-                    context.load_cert_chain(self.tls_cert, self.tls_key)
-            except (OSError, ssl.SSLError) as error:
-                raise ConfigurationError(f"TLS: {self.tls_ca or self.tls_cert}: {error}") from None
-            found["tls"] = context
+            found["tls"] = tls_context(self.tls_ca, self.tls_cert, self.tls_key)
         return {"servers": servers, **found}
 
 

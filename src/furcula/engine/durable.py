@@ -396,8 +396,12 @@ class DurableQueue:
 
     def _hand_on(self, taken: list[Taken]) -> Awaitable[None] | None:
         self._taken -= len(taken)
-        if [one for one in taken if one.attempts > self._options.max_deliveries]:
-            taken = [one for one in taken if not self._worn_out(one)]
+        most = self._options.max_deliveries
+        worn_out = [one for one in taken if one.attempts > most]
+        if worn_out:
+            taken = [one for one in taken if one.attempts <= most]
+            for one in worn_out:
+                self._give_up(one)
         try:
             events = decode_each([one.body for one in taken])
         except InputError:
@@ -418,14 +422,11 @@ class DurableQueue:
         self.counters.sent += len(events)
         return self._entry.push(events)
 
-    def _worn_out(self, one: Taken) -> bool:
-        """Was it handed out too often? Each time the process must have died, or it would have been settled."""
-        if one.attempts <= self._options.max_deliveries:
-            return False
+    def _give_up(self, one: Taken) -> None:
+        """It was handed out too often. Each time the process must have died, or it would have been settled."""
         times = one.attempts - 1
         failure = Failure(self.name, "Lost", f"it was handed out {times} times and never settled", attempts=times)
         self._reject(one.id, failure, times)
-        return True
 
     def _decoded(self, taken: list[Taken]) -> tuple[list[Taken], Batch]:
         good: list[Taken] = []

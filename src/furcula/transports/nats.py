@@ -45,7 +45,7 @@ try:
 except ImportError:
     raise MissingExtra("the transport over NATS", "nats") from None
 
-__all__ = ["NatsTransport", "token"]
+__all__ = ["NatsTransport", "connect", "flushed", "tls_context", "token"]
 
 log = logging.getLogger("furcula.transports.nats")
 
@@ -146,7 +146,7 @@ class NatsTransport:
         if credentials is not None:
             self._options["user_credentials"] = credentials
         if url.startswith("tls://") or tls_ca or tls_cert:
-            self._options["tls"] = _tls(tls_ca, tls_cert, tls_key)
+            self._options["tls"] = tls_context(tls_ca, tls_cert, tls_key)
         self._prefix = prefix
         self._size = size
         self._replicas = replicas
@@ -491,7 +491,12 @@ def _is_refusal(text: str) -> bool:
     return "authorization" in text or "authentication" in text or "certificate" in text or "credentials" in text
 
 
-def _tls(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
+def tls_context(ca: str | None, cert: str | None, key: str | None) -> ssl.SSLContext:
+    """Whom to trust (None: the system's authorities), and our own certificate where one is given.
+
+    Raises:
+        ConfigurationError: One of the files cannot be used.
+    """
     try:
         context = ssl.create_default_context(cafile=ca)
         if cert is not None:
